@@ -1,0 +1,305 @@
+//! What the control plane tells the other services: records on the compacted `config` topic.
+//!
+//! The Kafka key is `<kind>/<id>`; a tombstone means deleted. Every entity has a `version` that grows with each
+//! change; consumers ignore a version that is not newer than the one they hold.
+
+use crate::{
+    DecodeError, UnixMillis,
+    api_key::SecretHash,
+    error::check_version,
+    ids::{ApiKeyId, SubscriptionId, TenantId},
+    pattern::TypePattern,
+    retry_policy::RetryPolicy,
+    seal::Sealed,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32, str::FromStr};
+use url::Url;
+
+/// Major version of config records.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// Names an entity: the Kafka key of its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConfigKey {
+    /// `tenant/<id>`
+    Tenant(TenantId),
+    /// `api-key/<id>`
+    ApiKey(ApiKeyId),
+    /// `subscription/<id>`
+    Subscription(SubscriptionId),
+}
+
+impl fmt::Display for ConfigKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tenant(id) => write!(f, "tenant/{id}"),
+            Self::ApiKey(id) => write!(f, "api-key/{id}"),
+            Self::Subscription(id) => write!(f, "subscription/{id}"),
+        }
+    }
+}
+
+impl FromStr for ConfigKey {
+    type Err = DecodeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unknown = || DecodeError::UnknownConfigKey(text.chars().take(80).collect());
+        let (kind, id) = text.split_once('/').ok_or_else(unknown)?;
+        match kind {
+            "tenant" => id.parse().map(Self::Tenant).map_err(|_| unknown()),
+            "api-key" => id.parse().map(Self::ApiKey).map_err(|_| unknown()),
+            "subscription" => id.parse().map(Self::Subscription).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// A customer of the installation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// [`CONFIG_VERSION`].
+    pub v: u32,
+    /// Grows with each change.
+    pub version: u64,
+    /// Identity.
+    pub id: TenantId,
+    /// For people.
+    pub name: String,
+    /// Whether its keys are accepted.
+    pub state: TenantState,
+    /// Sustained events per second; `None` leaves it to the installation's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events_per_second: Option<NonZeroU32>,
+}
+
+/// Whether a tenant may send events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TenantState {
+    /// Accepted.
+    Active,
+    /// Every request is refused.
+    Suspended,
+}
+
+/// A key that producers authenticate with. The key itself is nowhere stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ApiKeyRecord {
+    /// [`CONFIG_VERSION`].
+    pub v: u32,
+    /// Grows with each change.
+    pub version: u64,
+    /// The public part of the key.
+    pub id: ApiKeyId,
+    /// Owner.
+    pub tenant: TenantId,
+    /// SHA-256 of the secret part.
+    pub hash: SecretHash,
+    /// Whether it is accepted.
+    pub state: ApiKeyState,
+    /// When it stops being accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMillis>,
+}
+
+/// Whether a key is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApiKeyState {
+    /// Accepted.
+    Active,
+    /// Refused for good.
+    Revoked,
+}
+
+/// A tenant's interest in event types, delivered to one URL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// [`CONFIG_VERSION`].
+    pub v: u32,
+    /// Grows with each change.
+    pub version: u64,
+    /// Identity.
+    pub id: SubscriptionId,
+    /// Owner.
+    pub tenant: TenantId,
+    /// Where deliveries go: `http` or `https`, checked by the control plane.
+    pub url: Url,
+    /// Which event types; one match is enough.
+    pub types: Vec<TypePattern>,
+    /// Whether deliveries are made.
+    pub state: SubscriptionState,
+    /// Events whose record time is earlier are not delivered.
+    pub active_from: UnixMillis,
+    /// Signing secrets, newest first; several while a rotation overlaps.
+    pub secrets: Vec<SigningSecret>,
+    /// When failed deliveries are tried again.
+    pub retry: RetryPolicy,
+    /// What history keeps of successes.
+    #[serde(default)]
+    pub history: History,
+    /// Longest attempt in milliseconds, connecting and reading the body included.
+    pub timeout_ms: u32,
+    /// Headers added to every delivery. Reserved names are refused by the control plane.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// What the body looks like.
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// Whether a subscription's deliveries are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscriptionState {
+    /// Delivered.
+    Active,
+    /// Matched and deferred until resumed.
+    Paused,
+    /// Not matched; pending retries become dead letters.
+    Disabled,
+}
+
+impl SubscriptionState {
+    /// The state's name, as in JSON and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+/// What history keeps of successful deliveries; failures and final outcomes are always kept row by row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum History {
+    /// Successes are counted per minute.
+    #[default]
+    Counters,
+    /// Successes are kept row by row.
+    All,
+}
+
+/// What the body of a delivery looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// The event's `data` as sent; attributes in `ce-*` headers (CloudEvents HTTP binary mode).
+    #[default]
+    Data,
+    /// The whole envelope (CloudEvents HTTP structured mode).
+    Cloudevents,
+}
+
+/// A signing secret, sealed with the subscription's id as context.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SigningSecret {
+    /// The sealed text of the secret, `whsec_…`.
+    pub sealed: Sealed,
+    /// After this instant it signs no more; `None` for the current secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMillis>,
+}
+
+/// A change read from the `config` topic.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConfigChange {
+    /// A tenant was created or changed.
+    Tenant(Tenant),
+    /// A key was created or changed.
+    ApiKey(ApiKeyRecord),
+    /// A subscription was created or changed.
+    Subscription(Box<Subscription>),
+    /// The entity is gone.
+    Deleted(ConfigKey),
+}
+
+impl ConfigChange {
+    /// Reads a record of the `config` topic; no value means a tombstone.
+    pub fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Self, DecodeError> {
+        let key: ConfigKey = String::from_utf8_lossy(key).parse()?;
+        let Some(value) = value else { return Ok(Self::Deleted(key)) };
+        check_version(value, CONFIG_VERSION)?;
+        Ok(match key {
+            ConfigKey::Tenant(_) => Self::Tenant(serde_json::from_slice(value)?),
+            ConfigKey::ApiKey(_) => Self::ApiKey(serde_json::from_slice(value)?),
+            ConfigKey::Subscription(_) => Self::Subscription(serde_json::from_slice(value)?),
+        })
+    }
+
+    /// The entity that changed.
+    pub fn key(&self) -> ConfigKey {
+        match self {
+            Self::Tenant(tenant) => ConfigKey::Tenant(tenant.id),
+            Self::ApiKey(key) => ConfigKey::ApiKey(key.id),
+            Self::Subscription(subscription) => ConfigKey::Subscription(subscription.id),
+            Self::Deleted(key) => *key,
+        }
+    }
+
+    /// The value of the record; `None` is a tombstone.
+    pub fn encode(&self) -> Result<Option<Vec<u8>>, serde_json::Error> {
+        match self {
+            Self::Tenant(tenant) => serde_json::to_vec(tenant).map(Some),
+            Self::ApiKey(key) => serde_json::to_vec(key).map(Some),
+            Self::Subscription(subscription) => serde_json::to_vec(subscription).map(Some),
+            Self::Deleted(_) => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn golden(name: &str) -> (ConfigKey, &'static str) {
+        let (key, json) = match name {
+            "tenant" => {
+                ("tenant/01938f2e-0000-7000-8000-000000000001", include_str!("../golden/config-tenant.json"))
+            }
+            "api-key" => {
+                ("api-key/01938f2e-0000-7000-8000-000000000004", include_str!("../golden/config-api-key.json"))
+            }
+            _ => (
+                "subscription/01938f2e-0000-7000-8000-000000000002",
+                include_str!("../golden/config-subscription.json"),
+            ),
+        };
+        (key.parse().unwrap(), json.trim_end())
+    }
+
+    #[test]
+    fn records_read_from_their_golden_files_write_them_again() {
+        for name in ["tenant", "api-key", "subscription"] {
+            let (key, json) = golden(name);
+            let change = ConfigChange::decode(key.to_string().as_bytes(), Some(json.as_bytes())).unwrap();
+            assert_eq!(change.key(), key);
+            assert_eq!(String::from_utf8(change.encode().unwrap().unwrap()).unwrap(), json);
+        }
+    }
+
+    #[test]
+    fn a_tombstone_reads_as_deleted() {
+        let (key, _) = golden("tenant");
+        let change = ConfigChange::decode(key.to_string().as_bytes(), None).unwrap();
+        assert_eq!(change, ConfigChange::Deleted(key));
+        assert_eq!(change.encode().unwrap(), None);
+    }
+
+    #[test]
+    fn unknown_keys_versions_and_policies_are_refused() {
+        assert!(matches!(ConfigChange::decode(b"robot/1", None), Err(DecodeError::UnknownConfigKey(_))));
+        let (key, json) = golden("tenant");
+        let newer = json.replacen("\"v\":1", "\"v\":9", 1);
+        assert!(matches!(
+            ConfigChange::decode(key.to_string().as_bytes(), Some(newer.as_bytes())),
+            Err(DecodeError::UnknownVersion { found: 9, .. })
+        ));
+        let (key, json) = golden("subscription");
+        let bad = json.replacen("\"jitter\":0.2", "\"jitter\":7.0", 1);
+        assert!(ConfigChange::decode(key.to_string().as_bytes(), Some(bad.as_bytes())).is_err());
+    }
+}

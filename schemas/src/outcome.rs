@@ -1,0 +1,384 @@
+//! What became of one attempt: the record that the dispatcher writes to `outcomes` for every delivery.
+//!
+//! The `outcomes` topic is keyed by `subscription/key`; its partition is the scheduler's shard. All kinds but
+//! [`OutcomeKind::Delivered`] carry the event, so that the scheduler needs no other source.
+
+use crate::{
+    DecodeError, UnixMillis, due::RetryKey, error::check_version,
+    ids::{ReplayId, RunId, SubscriptionId, TenantId},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::{borrow::Cow, fmt, str::FromStr};
+use thiserror::Error;
+
+/// Major version of outcome records.
+pub const OUTCOME_VERSION: u32 = 1;
+/// Most bytes of a response kept in an outcome.
+pub const MAX_RESPONSE_BYTES: usize = 4 * 1024;
+/// Kafka header of an outcome record that holds its [`OutcomeKind`], for consumers that want few of the kinds.
+pub const KIND_HEADER: &str = "kind";
+
+/// What made the dispatcher deliver. Outcomes with equal (cause, subscription, kind) are repeats of one another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Cow<'_, str>", into = "String")]
+pub enum Cause {
+    /// A record of `events`, within one run of the group: `events:<run>:<partition>:<offset>`.
+    Event {
+        /// The run, see [`RunId`].
+        run: RunId,
+        /// Partition of `events`.
+        partition: i32,
+        /// Offset in the partition.
+        offset: i64,
+    },
+    /// A retry that fell due: `due:<shard>-<id>`.
+    Due(RetryKey),
+    /// A replay of one event: `replay:<replay>:<message id>`.
+    Replay {
+        /// The request to replay.
+        replay: ReplayId,
+        /// The event, see [`crate::event::message_id`].
+        message_id: String,
+    },
+}
+
+/// Text that is not a cause.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0:?} is not the cause of a delivery")]
+pub struct InvalidCause(String);
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event { run, partition, offset } => write!(f, "events:{run}:{partition}:{offset}"),
+            Self::Due(retry_key) => write!(f, "due:{retry_key}"),
+            Self::Replay { replay, message_id } => write!(f, "replay:{replay}:{message_id}"),
+        }
+    }
+}
+
+impl FromStr for Cause {
+    type Err = InvalidCause;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        fn parse(text: &str) -> Option<Cause> {
+            let (kind, rest) = text.split_once(':')?;
+            match kind {
+                "events" => {
+                    let mut parts = rest.splitn(3, ':');
+                    Some(Cause::Event {
+                        run: parts.next()?.parse().ok()?,
+                        partition: parts.next()?.parse().ok()?,
+                        offset: parts.next()?.parse().ok()?,
+                    })
+                }
+                "due" => rest.parse().ok().map(Cause::Due),
+                "replay" => {
+                    let (replay, message_id) = rest.split_once(':')?;
+                    Some(Cause::Replay { replay: replay.parse().ok()?, message_id: message_id.to_owned() })
+                }
+                _ => None,
+            }
+        }
+        parse(text).ok_or_else(|| InvalidCause(text.to_owned()))
+    }
+}
+
+impl TryFrom<Cow<'_, str>> for Cause {
+    type Error = InvalidCause;
+
+    fn try_from(text: Cow<'_, str>) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Cause> for String {
+    fn from(cause: Cause) -> Self {
+        cause.to_string()
+    }
+}
+
+/// The decision about a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// The endpoint answered 2xx. Final.
+    Delivered,
+    /// The attempt failed; the next one is due at `not_before`.
+    Retry,
+    /// No attempt was made (endpoint busy, subscription paused); the same attempt is due at `not_before`.
+    Deferred,
+    /// Given up, see `reason`. Final.
+    Dead,
+    /// The endpoint answered 410 Gone: given up, and the subscription is to be disabled. Final.
+    Disable,
+    /// The subscription no longer exists. Final, kept nowhere.
+    Dropped,
+}
+
+impl OutcomeKind {
+    /// The kind's name, as in JSON, in [`KIND_HEADER`], in metrics and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retry => "retry",
+            Self::Deferred => "deferred",
+            Self::Dead => "dead",
+            Self::Disable => "disable",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// Whether nothing more happens to the delivery.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Retry | Self::Deferred)
+    }
+}
+
+/// Why an attempt failed, from the network's point of view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorClass {
+    /// The host name did not resolve.
+    Dns,
+    /// The address is one that deliveries must not reach.
+    ForbiddenAddress,
+    /// The connection was refused.
+    Refused,
+    /// The connection could not be made for another reason.
+    Connect,
+    /// The TLS handshake or the certificate check failed.
+    Tls,
+    /// No complete response in time, the body included.
+    Timeout,
+    /// The connection ended before the response did.
+    Reset,
+    /// Something other than HTTP came back, or headers beyond the limits.
+    Protocol,
+    /// A redirect, which is never followed.
+    Redirect,
+    /// Another status than 2xx.
+    Status,
+    /// The subscription's secret could not be opened with the configured sealing keys.
+    Secret,
+}
+
+impl ErrorClass {
+    /// The class's name, as in JSON, metrics and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Refused => "refused",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Protocol => "protocol",
+            Self::Redirect => "redirect",
+            Self::Status => "status",
+            Self::Secret => "secret",
+        }
+    }
+}
+
+/// Why a delivery was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadReason {
+    /// The last attempt of the schedule failed.
+    AttemptsExhausted,
+    /// Older than the policy's maximum age.
+    Expired,
+    /// The endpoint answered 410 Gone.
+    EndpointGone,
+    /// The subscription was disabled while the retry was pending.
+    SubscriptionDisabled,
+}
+
+impl DeadReason {
+    /// The reason's name, as in JSON, metrics and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AttemptsExhausted => "attempts_exhausted",
+            Self::Expired => "expired",
+            Self::EndpointGone => "endpoint_gone",
+            Self::SubscriptionDisabled => "subscription_disabled",
+        }
+    }
+}
+
+/// The value of a record on the `outcomes` topic.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome<'a> {
+    /// [`OUTCOME_VERSION`].
+    pub v: u32,
+    /// What made the dispatcher deliver.
+    pub cause: Cause,
+    /// The decision.
+    pub kind: OutcomeKind,
+    /// Owner of the event.
+    pub tenant: TenantId,
+    /// The subscription delivered to.
+    pub subscription: SubscriptionId,
+    /// The event's id.
+    #[serde(borrow)]
+    pub event_id: Cow<'a, str>,
+    /// The event's type.
+    #[serde(borrow)]
+    pub event_type: Cow<'a, str>,
+    /// What orders the event, see [`crate::event::Event::ordering_key`].
+    #[serde(borrow)]
+    pub key: Cow<'a, str>,
+    /// Number of the attempt that was made, from 1; for `deferred` of the one that was not.
+    pub attempt: u32,
+    /// Where the delivery's age starts: acceptance, or the request to replay.
+    pub since: UnixMillis,
+    /// When the attempt ended, by the dispatcher's clock.
+    pub at: UnixMillis,
+    /// For `retry` and `deferred`: when the next attempt is due, by the dispatcher's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<UnixMillis>,
+    /// For `dead` and `disable`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<DeadReason>,
+    /// HTTP status, when a response came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Why the attempt failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorClass>,
+    /// What went wrong, for people: never a secret or a payload.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Cow<'a, str>>,
+    /// Duration of the attempt in milliseconds, body included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u32>,
+    /// Start of the response body, lossy UTF-8, at most [`MAX_RESPONSE_BYTES`].
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub response: Option<Cow<'a, str>>,
+    /// Whether the subscription asks for a history row even on success.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record: bool,
+    /// The event's envelope; absent only for `delivered`.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub event: Option<&'a RawValue>,
+}
+
+impl<'a> Outcome<'a> {
+    /// Reads the value of an `outcomes` record.
+    pub fn decode(json: &'a [u8]) -> Result<Self, DecodeError> {
+        check_version(json, OUTCOME_VERSION)?;
+        Ok(serde_json::from_slice(json)?)
+    }
+
+    /// The JSON of this outcome; the event's bytes go in as they are.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// Kafka key of outcomes, due records and replays: `subscription/key`.
+    pub fn record_key(&self) -> String {
+        record_key(self.subscription, &self.key)
+    }
+}
+
+/// Kafka key of outcomes, due records and replays: `subscription/key`.
+pub fn record_key(subscription: SubscriptionId, ordering_key: &str) -> String {
+    format!("{subscription}/{ordering_key}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use uuid::{Uuid, uuid};
+
+    pub(crate) const TENANT: TenantId = TenantId(uuid!("01938f2e-0000-7000-8000-000000000001"));
+    pub(crate) const SUBSCRIPTION: SubscriptionId = SubscriptionId(uuid!("01938f2e-0000-7000-8000-000000000002"));
+
+    fn retry(event: &RawValue) -> Outcome<'_> {
+        Outcome {
+            v: OUTCOME_VERSION,
+            cause: Cause::Event { run: RunId(uuid!("01938f2e-0000-4000-8000-000000000003")), partition: 5, offset: 42 },
+            kind: OutcomeKind::Retry,
+            tenant: TENANT,
+            subscription: SUBSCRIPTION,
+            event_id: "order-1".into(),
+            event_type: "order.created".into(),
+            key: "customer-9".into(),
+            attempt: 1,
+            since: UnixMillis(1_795_275_240_123),
+            at: UnixMillis(1_795_275_240_456),
+            not_before: Some(UnixMillis(1_795_275_245_456)),
+            reason: None,
+            status: Some(500),
+            error: Some(ErrorClass::Status),
+            detail: None,
+            duration_ms: Some(12),
+            response: Some("oh \"no\"".into()),
+            record: false,
+            event: Some(event),
+        }
+    }
+
+    #[test]
+    fn an_outcome_matches_its_golden_file_and_carries_the_event_untouched() {
+        let golden = include_str!("../golden/outcome-retry.json").trim_end();
+        let event: &RawValue = serde_json::from_str("{\"id\" : \"order-1\",\"n\":1.0}").unwrap();
+        assert_eq!(String::from_utf8(retry(event).encode().unwrap()).unwrap(), golden);
+        let read = Outcome::decode(golden.as_bytes()).unwrap();
+        assert_eq!(read.event.unwrap().get(), event.get());
+        assert_eq!(read.cause, retry(event).cause);
+        assert_eq!(read.record_key(), format!("{SUBSCRIPTION}/customer-9"));
+    }
+
+    #[test]
+    fn unknown_fields_are_tolerated_and_unknown_major_versions_refused() {
+        let golden = include_str!("../golden/outcome-retry.json").trim_end();
+        let extended = golden.replacen("{\"v\":1", "{\"v\":1,\"new_field\":{\"a\":[1]}", 1);
+        assert!(Outcome::decode(extended.as_bytes()).is_ok());
+        let newer = golden.replacen("{\"v\":1", "{\"v\":2", 1);
+        assert!(matches!(
+            Outcome::decode(newer.as_bytes()),
+            Err(DecodeError::UnknownVersion { found: 2, supported: 1 })
+        ));
+    }
+
+    #[test]
+    fn names_in_json_are_the_names_in_tables() {
+        for kind in [OutcomeKind::Delivered, OutcomeKind::Retry, OutcomeKind::Deferred, OutcomeKind::Dead,
+            OutcomeKind::Disable, OutcomeKind::Dropped] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+        for class in [ErrorClass::Dns, ErrorClass::ForbiddenAddress, ErrorClass::Refused, ErrorClass::Connect,
+            ErrorClass::Tls, ErrorClass::Timeout, ErrorClass::Reset, ErrorClass::Protocol, ErrorClass::Redirect,
+            ErrorClass::Status, ErrorClass::Secret] {
+            assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
+        }
+        for reason in [DeadReason::AttemptsExhausted, DeadReason::Expired, DeadReason::EndpointGone,
+            DeadReason::SubscriptionDisabled] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn causes_round_trip_as_text(partition in 0i32..1000, offset in 0i64.., bits in any::<u128>(), id in "[!-~]{1,30}") {
+            let uuid = Uuid::from_u128(bits);
+            for cause in [
+                Cause::Event { run: RunId(uuid), partition, offset },
+                Cause::Due(RetryKey { shard: partition, id: offset }),
+                Cause::Replay { replay: ReplayId(uuid), message_id: id },
+            ] {
+                prop_assert_eq!(cause.to_string().parse::<Cause>().unwrap(), cause);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Outcome::decode(&bytes);
+        }
+    }
+}
