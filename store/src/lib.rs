@@ -1,1 +1,13 @@
-//! Placeholder.
+//! All SQL and migrations of Floodway.
+//!
+//! The control plane owns the configuration tables (`tenant`, `api_key`, `subscription`, the outbox), the retry
+//! scheduler the rest. Ingest and dispatcher never come here. Every statement opens with a comment that names its
+//! function, so that it is recognised in `pg_stat_activity` and in the server's log.
+
+pub mod advisory;
+pub mod error;
+pub mod migrate;
+pub mod pool;
+
+pub use error::Error;
+pub use pool::Pool;

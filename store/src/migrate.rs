@@ -1,0 +1,115 @@
+//! Migrations: embedded in the binary, applied in order, each in its own transaction.
+//!
+//! Migrations are compatible with the version that still runs (expand first, contract in a later release), so a
+//! database may be newer than a binary only during a rollout. A binary never starts work on one: it could write rows
+//! that break the newer schema's rules.
+
+use crate::{Error, Pool, advisory};
+use refinery::error::Kind;
+use secrecy::SecretString;
+use tokio_postgres::error::SqlState;
+
+/// Longest wait for another process that is migrating, in milliseconds.
+const LOCK_TIMEOUT_MS: u32 = 60_000;
+
+#[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // The macro writes this module.
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// What a call of [`migrate`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Names of the migrations applied now, in order; empty when there was nothing to do.
+    pub applied: Vec<String>,
+    /// Version of the schema afterwards.
+    pub version: i32,
+}
+
+/// The schema version that this binary was built for.
+pub fn supported_version() -> i32 {
+    embedded::migrations::runner()
+        .get_migrations()
+        .iter()
+        .map(|migration| migration.version())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Applies what is missing. Safe to call from several processes at once: they take turns by an advisory lock.
+///
+/// # Errors
+/// [`Error::Schema`] when the database is newer than this binary or was migrated by edited files;
+/// [`Error::Unavailable`] when it cannot be reached, or another process migrates for more than a minute.
+pub async fn migrate(url: &SecretString) -> Result<Report, Error> {
+    let pool = Pool::new(url, "floodway-migrate", 1)?;
+    // The session's limits are lifted and its lock is released with the connection.
+    let mut client = pool.dedicated().await?;
+    client
+        .batch_execute(&format!(
+            "-- migrate: limits\n\
+             SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = 0; SET transaction_timeout = 0"
+        ))
+        .await?;
+    client.execute("-- migrate: lock\nSELECT pg_advisory_lock($1)", &[&advisory::MIGRATIONS]).await?;
+    refuse_newer(applied_version(&client).await?)?;
+    let report = embedded::migrations::runner()
+        .run_async(&mut *client)
+        .await
+        .map_err(|error| classify(error.kind()))?;
+    let applied: Vec<String> = report.applied_migrations().iter().map(ToString::to_string).collect();
+    for name in &applied {
+        tracing::info!(migration = %name, "applied migration {name}");
+    }
+    Ok(Report { applied, version: supported_version() })
+}
+
+/// Checks that the database has exactly the schema that this binary was built for.
+///
+/// # Errors
+/// [`Error::Schema`] saying which side is older and what to do.
+pub async fn check_schema(pool: &Pool) -> Result<(), Error> {
+    let found = applied_version(&**pool.get().await?).await?;
+    refuse_newer(found)?;
+    let supported = supported_version();
+    if found < supported {
+        return Err(Error::Schema(format!(
+            "it has version {found}, this binary needs version {supported}: run `floodway migrate` first"
+        )));
+    }
+    Ok(())
+}
+
+fn refuse_newer(found: i32) -> Result<(), Error> {
+    let supported = supported_version();
+    if found <= supported {
+        return Ok(());
+    }
+    Err(Error::Schema(format!(
+        "it has version {found}, this binary knows versions up to {supported}: use a newer binary"
+    )))
+}
+
+/// The version of the last applied migration; 0 for a database without any.
+async fn applied_version(client: &tokio_postgres::Client) -> Result<i32, Error> {
+    let sql = "-- applied_version\nSELECT coalesce(max(version), 0)::int4 FROM refinery_schema_history";
+    match client.query_one(sql, &[]).await {
+        Ok(row) => Ok(row.try_get(0)?),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn classify(kind: &Kind) -> Error {
+    match kind {
+        Kind::Connection(what, source) => match source.downcast_ref::<tokio_postgres::Error>() {
+            Some(error) if error.is_closed() => Error::Unavailable(format!("{what}: {error}")),
+            Some(error) => Error::Schema(match error.as_db_error() {
+                Some(answer) => format!("{what}: {answer}"),
+                None => format!("{what}: {error}"),
+            }),
+            None => Error::Other(format!("{what}: {source}")),
+        },
+        other => Error::Schema(other.to_string()),
+    }
+}

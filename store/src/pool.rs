@@ -1,0 +1,135 @@
+//! Connections to the database: bounded in number, and each bounded in what it may wait for.
+
+use crate::Error;
+use deadpool_postgres::{ClientWrapper, Manager, ManagerConfig, Object, RecyclingMethod, Runtime, Timeouts};
+use secrecy::{ExposeSecret, SecretString};
+use std::{fmt, time::Duration};
+use tokio_postgres::{Config, NoTls};
+
+/// Connections of one pool unless the caller says otherwise: above what the roles keep busy, far below the server's
+/// default limit of 100 shared by all replicas.
+pub const DEFAULT_POOL_SIZE: usize = 8;
+
+/// Longest wait for a free connection. A request fails with "unavailable" rather than pile up behind others.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest time for connecting, authentication included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest time that sent bytes stay unacknowledged before the connection counts as lost.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest statement, longest transaction and longest pause inside one. A cut-off process thus holds no row for longer.
+/// Long maintenance takes a [`Pool::dedicated`] connection and lifts the limits there.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection borrowed from the pool; it returns when dropped.
+pub type Client = Object;
+
+/// A connection that belongs to its holder and ends when dropped, session locks included.
+pub type DedicatedClient = ClientWrapper;
+
+/// A bounded pool of connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool(deadpool_postgres::Pool);
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The manager knows the password.
+        let status = self.0.status();
+        f.debug_struct("Pool").field("size", &status.size).field("max_size", &status.max_size).finish()
+    }
+}
+
+impl Pool {
+    /// A pool of at most `size` connections, which appear as `application_name` in `pg_stat_activity`. Connects nothing.
+    ///
+    /// # Errors
+    /// [`Error::Other`] when `url` is not a PostgreSQL URL. The message does not quote it.
+    pub fn new(url: &SecretString, application_name: &str, size: usize) -> Result<Self, Error> {
+        let config = connection_config(url, application_name)?;
+        let manager = Manager::from_config(
+            config,
+            NoTls,
+            // A broken connection is noticed by the statement that meets it, and not used again.
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        deadpool_postgres::Pool::builder(manager)
+            .max_size(size)
+            .timeouts(Timeouts {
+                wait: Some(WAIT_TIMEOUT),
+                create: Some(CONNECT_TIMEOUT),
+                recycle: Some(CONNECT_TIMEOUT),
+            })
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map(Self)
+            .map_err(|error| Error::Other(error.to_string()))
+    }
+
+    /// Borrows a connection.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when none comes free or none can be made in time.
+    pub async fn get(&self) -> Result<Client, Error> {
+        Ok(self.0.get().await?)
+    }
+
+    /// Takes a connection out of the pool for good: for session locks and for settings that must not outlive their user.
+    /// It no longer counts towards the pool's size.
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn dedicated(&self) -> Result<DedicatedClient, Error> {
+        Ok(Object::take(self.get().await?))
+    }
+}
+
+fn connection_config(url: &SecretString, application_name: &str) -> Result<Config, Error> {
+    let mut config: Config = url.expose_secret().parse().map_err(|_| {
+        // The parser's own message may quote the URL, password included.
+        Error::Other(
+            "the database URL is not of the form postgres://user:password@host:port/database".to_owned(),
+        )
+    })?;
+    let limit = TRANSACTION_TIMEOUT.as_millis();
+    let own = format!(
+        "-c statement_timeout={limit} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit}"
+    );
+    // Options of the URL come last, so that an operator can override ours.
+    let options = match config.get_options() {
+        Some(given) => format!("{own} {given}"),
+        None => own,
+    };
+    config
+        .application_name(application_name)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_user_timeout(TCP_USER_TIMEOUT)
+        .options(options);
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_is_refused_without_quoting_it() {
+        let error = Pool::new(&"postgres://me:hunter2@[".into(), "test", 1).unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_debug_form_has_no_password() {
+        let pool = Pool::new(&"postgres://me:hunter2@localhost/x".into(), "test", 1).unwrap();
+        assert!(!format!("{pool:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn options_of_the_url_are_kept_after_ours() {
+        let url = "postgres://me@localhost/x?options=-c%20work_mem%3D8MB".into();
+        let config = connection_config(&url, "test").unwrap();
+        assert!(config.get_options().unwrap().ends_with("-c work_mem=8MB"));
+        assert!(config.get_options().unwrap().starts_with("-c statement_timeout=10000"));
+    }
+}
