@@ -108,7 +108,7 @@ launch() {
   shift 2
   (
     for fd in "${LOCKS[@]}"; do exec {fd}>&-; done
-    cd "$DIR/logs"
+    cd "$DIR/logs" || exit
     exec setsid "$@" </dev/null >>"$output" 2>&1
   ) &
   pid=$!
