@@ -85,7 +85,8 @@ pub struct PresentedKey {
 impl PresentedKey {
     /// Parses a key as a client sent it. Allocates nothing.
     pub fn parse(text: &str) -> Result<Self, InvalidApiKey> {
-        let (_env, rest) = text.strip_prefix("fw_").and_then(|rest| rest.split_once('_')).ok_or(InvalidApiKey)?;
+        let (_env, rest) =
+            text.strip_prefix("fw_").and_then(|rest| rest.split_once('_')).ok_or(InvalidApiKey)?;
         let (id, secret) = rest.split_once('_').ok_or(InvalidApiKey)?;
         let id = Uuid::try_parse(id).map_err(|_| InvalidApiKey)?;
         // One byte of slack: the decoder asks for room in whole groups.
@@ -100,7 +101,11 @@ impl PresentedKey {
 ///
 /// # Errors
 /// [`InvalidApiKey`] when `env` is not 1 to [`MAX_ENV_BYTES`] lower-case letters and digits.
-pub fn compose(env: &str, id: ApiKeyId, secret: &[u8; SECRET_BYTES]) -> Result<(SecretString, SecretHash), InvalidApiKey> {
+pub fn compose(
+    env: &str,
+    id: ApiKeyId,
+    secret: &[u8; SECRET_BYTES],
+) -> Result<(SecretString, SecretHash), InvalidApiKey> {
     let valid = (1..=MAX_ENV_BYTES).contains(&env.len())
         && env.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     if !valid {
@@ -118,8 +123,14 @@ mod tests {
 
     #[test]
     fn malformed_keys_are_refused() {
-        for text in ["", "fw_", "fw_live", "fw_live_1_2", "xx_live_01938f2e000070008000000000000004_AAAA",
-            "fw_live_01938f2e000070008000000000000004_AAAA"] {
+        for text in [
+            "",
+            "fw_",
+            "fw_live",
+            "fw_live_1_2",
+            "xx_live_01938f2e000070008000000000000004_AAAA",
+            "fw_live_01938f2e000070008000000000000004_AAAA",
+        ] {
             assert_eq!(PresentedKey::parse(text), Err(InvalidApiKey), "{text}");
         }
         assert!(compose("Live", ApiKeyId(Uuid::nil()), &[0; 32]).is_err());

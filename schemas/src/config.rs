@@ -260,9 +260,10 @@ mod tests {
             "tenant" => {
                 ("tenant/01938f2e-0000-7000-8000-000000000001", include_str!("../golden/config-tenant.json"))
             }
-            "api-key" => {
-                ("api-key/01938f2e-0000-7000-8000-000000000004", include_str!("../golden/config-api-key.json"))
-            }
+            "api-key" => (
+                "api-key/01938f2e-0000-7000-8000-000000000004",
+                include_str!("../golden/config-api-key.json"),
+            ),
             _ => (
                 "subscription/01938f2e-0000-7000-8000-000000000002",
                 include_str!("../golden/config-subscription.json"),

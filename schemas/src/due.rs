@@ -1,7 +1,8 @@
 //! A delivery to be made now: the record on `due` (retries and deferrals) and on `replays`.
 
 use crate::{
-    DecodeError, UnixMillis, error::check_version,
+    DecodeError, UnixMillis,
+    error::check_version,
     ids::{ReplayId, SubscriptionId, TenantId},
 };
 use serde::{Deserialize, Serialize};

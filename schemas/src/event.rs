@@ -4,9 +4,18 @@
 //! `events` topic holds, complete. Both borrow from the bytes they were read from. Format:
 //! CloudEvents 1.0.2, "JSON Event Format", structured mode.
 
-use crate::{DecodeError, UnixMillis, ids::{MAX_TEXT_ID_BYTES, TenantId, is_text_id}};
-use base64::{Engine, engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD}};
-use serde::{Deserialize, Deserializer, de::{self, MapAccess, Visitor}};
+use crate::{
+    DecodeError, UnixMillis,
+    ids::{MAX_TEXT_ID_BYTES, TenantId, is_text_id},
+};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use std::{borrow::Cow, fmt};
@@ -209,7 +218,9 @@ impl<'a> EventInput<'a> {
                     set_once(&mut event.datacontenttype, "datacontenttype", text("datacontenttype", value)?)?;
                 }
                 "dataschema" => set_once(&mut event.dataschema, "dataschema", text("dataschema", value)?)?,
-                "traceparent" => set_once(&mut event.traceparent, "traceparent", text("traceparent", value)?)?,
+                "traceparent" => {
+                    set_once(&mut event.traceparent, "traceparent", text("traceparent", value)?)?
+                }
                 _ => event.push_extension(name, value)?,
             }
         }
@@ -481,7 +492,11 @@ fn base64_text(value: &RawValue) -> Result<Cow<'_, str>, EventError> {
 
 fn check_specversion(value: &RawValue) -> Result<(), EventError> {
     let version = string("specversion", value)?;
-    if version == "1.0" { Ok(()) } else { Err(EventError::UnsupportedVersion(version.chars().take(16).collect())) }
+    if version == "1.0" {
+        Ok(())
+    } else {
+        Err(EventError::UnsupportedVersion(version.chars().take(16).collect()))
+    }
 }
 
 /// CloudEvents attribute types: text, a boolean or a 32-bit integer.
@@ -493,7 +508,10 @@ fn check_extension(name: &str, value: &RawValue) -> Result<(), EventError> {
     if matches!(raw, "true" | "false") || raw.parse::<i32>().is_ok() {
         return Ok(());
     }
-    Err(EventError::WrongType { attribute: name.to_owned(), expected: "a string, a boolean or a 32-bit integer" })
+    Err(EventError::WrongType {
+        attribute: name.to_owned(),
+        expected: "a string, a boolean or a 32-bit integer",
+    })
 }
 
 fn put_name(out: &mut Vec<u8>, name: &str) {
@@ -524,7 +542,12 @@ mod tests {
     const TENANT: TenantId = TenantId(uuid::uuid!("01938f2e-0000-7000-8000-000000000001"));
 
     fn defaults() -> Defaults<'static> {
-        Defaults { tenant: TENANT, id: "generated", source: "key", received_at: UnixMillis(1_795_275_240_123) }
+        Defaults {
+            tenant: TENANT,
+            id: "generated",
+            source: "key",
+            received_at: UnixMillis(1_795_275_240_123),
+        }
     }
 
     fn encoded(json: &str) -> String {

@@ -4,7 +4,9 @@
 //! [`OutcomeKind::Delivered`] carry the event, so that the scheduler needs no other source.
 
 use crate::{
-    DecodeError, UnixMillis, due::RetryKey, error::check_version,
+    DecodeError, UnixMillis,
+    due::RetryKey,
+    error::check_version,
     ids::{ReplayId, RunId, SubscriptionId, TenantId},
 };
 use serde::{Deserialize, Serialize};
@@ -296,12 +298,17 @@ mod tests {
     use uuid::{Uuid, uuid};
 
     pub(crate) const TENANT: TenantId = TenantId(uuid!("01938f2e-0000-7000-8000-000000000001"));
-    pub(crate) const SUBSCRIPTION: SubscriptionId = SubscriptionId(uuid!("01938f2e-0000-7000-8000-000000000002"));
+    pub(crate) const SUBSCRIPTION: SubscriptionId =
+        SubscriptionId(uuid!("01938f2e-0000-7000-8000-000000000002"));
 
     fn retry(event: &RawValue) -> Outcome<'_> {
         Outcome {
             v: OUTCOME_VERSION,
-            cause: Cause::Event { run: RunId(uuid!("01938f2e-0000-4000-8000-000000000003")), partition: 5, offset: 42 },
+            cause: Cause::Event {
+                run: RunId(uuid!("01938f2e-0000-4000-8000-000000000003")),
+                partition: 5,
+                offset: 42,
+            },
             kind: OutcomeKind::Retry,
             tenant: TENANT,
             subscription: SUBSCRIPTION,
@@ -348,17 +355,37 @@ mod tests {
 
     #[test]
     fn names_in_json_are_the_names_in_tables() {
-        for kind in [OutcomeKind::Delivered, OutcomeKind::Retry, OutcomeKind::Deferred, OutcomeKind::Dead,
-            OutcomeKind::Disable, OutcomeKind::Dropped] {
+        for kind in [
+            OutcomeKind::Delivered,
+            OutcomeKind::Retry,
+            OutcomeKind::Deferred,
+            OutcomeKind::Dead,
+            OutcomeKind::Disable,
+            OutcomeKind::Dropped,
+        ] {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
-        for class in [ErrorClass::Dns, ErrorClass::ForbiddenAddress, ErrorClass::Refused, ErrorClass::Connect,
-            ErrorClass::Tls, ErrorClass::Timeout, ErrorClass::Reset, ErrorClass::Protocol, ErrorClass::Redirect,
-            ErrorClass::Status, ErrorClass::Secret] {
+        for class in [
+            ErrorClass::Dns,
+            ErrorClass::ForbiddenAddress,
+            ErrorClass::Refused,
+            ErrorClass::Connect,
+            ErrorClass::Tls,
+            ErrorClass::Timeout,
+            ErrorClass::Reset,
+            ErrorClass::Protocol,
+            ErrorClass::Redirect,
+            ErrorClass::Status,
+            ErrorClass::Secret,
+        ] {
             assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
         }
-        for reason in [DeadReason::AttemptsExhausted, DeadReason::Expired, DeadReason::EndpointGone,
-            DeadReason::SubscriptionDisabled] {
+        for reason in [
+            DeadReason::AttemptsExhausted,
+            DeadReason::Expired,
+            DeadReason::EndpointGone,
+            DeadReason::SubscriptionDisabled,
+        ] {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }
     }

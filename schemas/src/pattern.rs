@@ -28,7 +28,9 @@ impl TypePattern {
     pub fn matches(&self, event_type: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::Prefix(prefix) => event_type.len() > prefix.len() && event_type.starts_with(prefix.as_str()),
+            Self::Prefix(prefix) => {
+                event_type.len() > prefix.len() && event_type.starts_with(prefix.as_str())
+            }
             Self::Exact(exact) => event_type == exact,
         }
     }

@@ -84,7 +84,9 @@ impl RetryPolicy {
         if delays_seconds.len() > MAX_DELAYS {
             return Err(InvalidPolicy::TooManyDelays(delays_seconds.len()));
         }
-        if let Some(&delay) = delays_seconds.iter().find(|d| !(MIN_DELAY_SECONDS..=MAX_DELAY_SECONDS).contains(*d)) {
+        if let Some(&delay) =
+            delays_seconds.iter().find(|d| !(MIN_DELAY_SECONDS..=MAX_DELAY_SECONDS).contains(*d))
+        {
             return Err(InvalidPolicy::Delay(delay));
         }
         if !(0.0..=MAX_JITTER).contains(&jitter) {

@@ -3,8 +3,14 @@
 //! Text form: `fws1.<key id>.<base64url of nonce (12 bytes), ciphertext and tag (16 bytes)>`. The context (an entity's id) is
 //! authenticated with it: a sealed secret copied to another entity does not open.
 
-use aes_gcm::{Aes256Gcm, KeyInit, aead::{Aead, Payload}};
-use base64::{Engine, engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD}};
+use aes_gcm::{
+    Aes256Gcm, KeyInit,
+    aead::{Aead, Payload},
+};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -62,13 +68,21 @@ impl fmt::Debug for SealingKeys {
 impl SealingKeys {
     /// Parses `<id>:<base64 of 32 bytes>[,…]`.
     pub fn parse(text: &SecretString) -> Result<Self, SealError> {
-        let keys: Vec<SealingKey> =
-            text.expose_secret().split(',').map(|part| SealingKey::parse(part.trim())).collect::<Result<_, _>>()?;
+        let keys: Vec<SealingKey> = text
+            .expose_secret()
+            .split(',')
+            .map(|part| SealingKey::parse(part.trim()))
+            .collect::<Result<_, _>>()?;
         Ok(Self(keys))
     }
 
     /// Seals `secret` for the entity named by `context`, with 12 fresh random bytes.
-    pub fn seal(&self, secret: &SecretString, context: &str, nonce: [u8; NONCE_BYTES]) -> Result<Sealed, SealError> {
+    pub fn seal(
+        &self,
+        secret: &SecretString,
+        context: &str,
+        nonce: [u8; NONCE_BYTES],
+    ) -> Result<Sealed, SealError> {
         let key = self.0.first().ok_or(SealError::InvalidKeys)?;
         let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: context.as_bytes() };
         let ciphertext = key.cipher.encrypt(&nonce.into(), payload).map_err(|_| SealError::Rejected)?;
@@ -82,11 +96,16 @@ impl SealingKeys {
         let (Some(PREFIX), Some(id), Some(body)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(SealError::Malformed);
         };
-        let key = self.0.iter().find(|key| key.id == id).ok_or_else(|| SealError::UnknownKey(id.to_owned()))?;
+        let key =
+            self.0.iter().find(|key| key.id == id).ok_or_else(|| SealError::UnknownKey(id.to_owned()))?;
         let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| SealError::Malformed)?;
         let (nonce, ciphertext) = bytes.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::Malformed)?;
         let payload = Payload { msg: ciphertext, aad: context.as_bytes() };
-        let plain = key.cipher.decrypt(&(*nonce).into(), payload).map(Zeroizing::new).map_err(|_| SealError::Rejected)?;
+        let plain = key
+            .cipher
+            .decrypt(&(*nonce).into(), payload)
+            .map(Zeroizing::new)
+            .map_err(|_| SealError::Rejected)?;
         std::str::from_utf8(&plain).map(SecretString::from).map_err(|_| SealError::Malformed)
     }
 }
@@ -94,7 +113,8 @@ impl SealingKeys {
 impl SealingKey {
     fn parse(text: &str) -> Result<Self, SealError> {
         let (id, key) = text.split_once(':').ok_or(SealError::InvalidKeys)?;
-        let named = (1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let named =
+            (1..=32).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let key = Zeroizing::new(STANDARD.decode(key).map_err(|_| SealError::InvalidKeys)?);
         let key: &[u8; KEY_BYTES] = key.as_slice().try_into().map_err(|_| SealError::InvalidKeys)?;
         if !named {
@@ -120,7 +140,11 @@ mod tests {
     #[test]
     fn malformed_keys_are_refused() {
         for text in ["", "k1", "k1:short", ":AAAA", "k 1:AAAA", &format!("{},", key("a", 1))] {
-            assert_eq!(SealingKeys::parse(&text.to_owned().into()).unwrap_err(), SealError::InvalidKeys, "{text:?}");
+            assert_eq!(
+                SealingKeys::parse(&text.to_owned().into()).unwrap_err(),
+                SealError::InvalidKeys,
+                "{text:?}"
+            );
         }
     }
 

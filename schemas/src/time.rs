@@ -1,8 +1,8 @@
 //! Instants as Floodway's records carry them.
 
+use ::time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use ::time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Milliseconds since 1970-01-01T00:00:00Z. Integer on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -80,7 +80,10 @@ mod tests {
     #[test]
     fn rfc3339_text_is_utc_with_milliseconds() {
         assert_eq!(UnixMillis(1_795_275_240_123).to_rfc3339(), "2026-11-21T15:34:00.123Z");
-        assert_eq!(UnixMillis::parse_rfc3339("2026-11-21T16:34:00.123+01:00"), Some(UnixMillis(1_795_275_240_123)));
+        assert_eq!(
+            UnixMillis::parse_rfc3339("2026-11-21T16:34:00.123+01:00"),
+            Some(UnixMillis(1_795_275_240_123))
+        );
         assert_eq!(UnixMillis::parse_rfc3339("yesterday"), None);
     }
 

@@ -142,14 +142,17 @@ impl Topic {
         match self {
             // The envelope is within the event limit; the margin covers key, header and batch overhead.
             Self::Events | Self::Config => MAX_EVENT_BYTES + RECORD_MARGIN_BYTES,
-            Self::Due | Self::Replays | Self::Outcomes | Self::DeadLetters => MAX_EVENT_BYTES + 2 * RECORD_MARGIN_BYTES,
+            Self::Due | Self::Replays | Self::Outcomes | Self::DeadLetters => {
+                MAX_EVENT_BYTES + 2 * RECORD_MARGIN_BYTES
+            }
         }
     }
 
     /// The settings to create the topic with, and to check.
     pub fn settings(self) -> Vec<TopicSetting> {
         use SettingRule::{AtLeast, Exactly, Free};
-        let set = |name, value: &dyn fmt::Display, rule| TopicSetting { name, value: value.to_string(), rule };
+        let set =
+            |name, value: &dyn fmt::Display, rule| TopicSetting { name, value: value.to_string(), rule };
         let mut settings = vec![set("max.message.bytes", &self.max_record_bytes(), AtLeast)];
         match self {
             Self::Config => settings.extend([
@@ -164,18 +167,24 @@ impl Topic {
                 set("message.timestamp.type", &"LogAppendTime", Exactly),
                 set("retention.ms", &(7 * DAY_MS), Free),
             ]),
-            Self::Outcomes | Self::Due | Self::Replays => settings
-                .extend([set("cleanup.policy", &"delete", Exactly), set("retention.ms", &(3 * DAY_MS), Free)]),
-            Self::DeadLetters => settings
-                .extend([set("cleanup.policy", &"delete", Exactly), set("retention.ms", &(30 * DAY_MS), Free)]),
+            Self::Outcomes | Self::Due | Self::Replays => settings.extend([
+                set("cleanup.policy", &"delete", Exactly),
+                set("retention.ms", &(3 * DAY_MS), Free),
+            ]),
+            Self::DeadLetters => settings.extend([
+                set("cleanup.policy", &"delete", Exactly),
+                set("retention.ms", &(30 * DAY_MS), Free),
+            ]),
         }
         settings
     }
 }
 
 // A near-limit event must fit into the records that settle it.
-const _: () = assert!(Topic::Outcomes.max_record_bytes() >= Topic::Events.max_record_bytes() + RECORD_MARGIN_BYTES);
-const _: () = assert!(Topic::Due.max_record_bytes() >= Topic::Events.max_record_bytes() + RECORD_MARGIN_BYTES);
+const _: () =
+    assert!(Topic::Outcomes.max_record_bytes() >= Topic::Events.max_record_bytes() + RECORD_MARGIN_BYTES);
+const _: () =
+    assert!(Topic::Due.max_record_bytes() >= Topic::Events.max_record_bytes() + RECORD_MARGIN_BYTES);
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,165 @@
+//! The admin listener: health and metrics, on a port of its own that is never exposed to producers.
+
+use crate::health::Health;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
+use serde_json::json;
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Buckets of every duration, in seconds: from a fast acknowledgement to a long attempt.
+const SECONDS_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+/// Buckets of every count, such as the size of a batch.
+const COUNT_BUCKETS: [f64; 9] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
+/// How often histograms are folded, so that they stay small when nobody scrapes.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// Longest wait for a request's header on this listener.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The section `[admin]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminSettings {
+    /// `FLOODWAY_ADMIN__LISTEN`: address of the admin listener; default `127.0.0.1:8082`.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminSettings {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8082)) }
+    }
+}
+
+/// The admin listener could not be set up.
+#[derive(Debug, Error)]
+pub enum AdminError {
+    /// The address is taken or not this machine's.
+    #[error("setting admin.listen (FLOODWAY_ADMIN__LISTEN): cannot listen on {address}: {reason}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        reason: io::Error,
+    },
+    /// Metrics were already started in this process.
+    #[error("metrics: {0}")]
+    Metrics(#[from] BuildError),
+}
+
+/// A bound admin listener.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    health: Health,
+    metrics: PrometheusHandle,
+}
+
+/// Installs the process's metrics recorder. Call once, before any metric handle is made.
+///
+/// # Errors
+/// [`AdminError::Metrics`] when a recorder is already installed.
+pub fn install_metrics() -> Result<PrometheusHandle, AdminError> {
+    use metrics_exporter_prometheus::Matcher::Suffix;
+    Ok(PrometheusBuilder::new()
+        .set_buckets_for_metric(Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
+        .set_buckets(&COUNT_BUCKETS)?
+        .install_recorder()?)
+}
+
+impl Admin {
+    /// Binds the listener.
+    pub async fn bind(
+        settings: &AdminSettings,
+        health: Health,
+        metrics: PrometheusHandle,
+    ) -> Result<Self, AdminError> {
+        let address = settings.listen;
+        let listener =
+            TcpListener::bind(address).await.map_err(|reason| AdminError::Bind { address, reason })?;
+        Ok(Self { listener, health, metrics })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `stopped` is cancelled. That is later than the shutdown token, so that health and metrics can
+    /// be read while the roles drain.
+    pub async fn run(self, stopped: CancellationToken) {
+        let connections = TaskTracker::new();
+        let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            tokio::select! {
+                () = stopped.cancelled() => break,
+                _ = upkeep.tick() => self.metrics.run_upkeep(),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+                        let service = service_fn(move |request: Request<Incoming>| {
+                            let response = answer(&request, &health, &metrics);
+                            async move { Ok::<_, Infallible>(response) }
+                        });
+                        let connection = hyper::server::conn::http1::Builder::new()
+                            .timer(TokioTimer::new())
+                            .header_read_timeout(HEADER_TIMEOUT)
+                            .serve_connection(TokioIo::new(stream), service);
+                        let stopped = stopped.clone();
+                        connections.spawn(async move {
+                            tokio::select! { _ = connection => {}, () = stopped.cancelled() => {} }
+                        });
+                    }
+                    // Out of file descriptors, or a client that left: neither ends the listener.
+                    Err(error) => tracing::debug!(%error, "admin connection not accepted"),
+                },
+            }
+        }
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+fn answer(request: &Request<Incoming>, health: &Health, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".into());
+    }
+    match request.uri().path() {
+        "/health/live" => reply(StatusCode::OK, "text/plain", "live\n".into()),
+        "/health/ready" if health.is_ready() => reply(StatusCode::OK, "text/plain", "ready\n".into()),
+        "/health/ready" => reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready\n".into()),
+        "/health/detailed" => {
+            let ready = health.is_ready();
+            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let report = json!({
+                "ready": ready,
+                "version": env!("CARGO_PKG_VERSION"),
+                "components": health.reports(),
+            });
+            reply(status, "application/json", format!("{report:#}\n"))
+        }
+        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
+        _ => reply(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "try /health/live, /health/ready, /health/detailed or /metrics\n".into(),
+        ),
+    }
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}

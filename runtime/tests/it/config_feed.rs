@@ -1,0 +1,54 @@
+use floodway_runtime::{config_feed::ConfigFeed, kafka::KafkaSettings, testing::TestTopics};
+use floodway_schemas::{
+    config::{CONFIG_VERSION, ConfigChange, Tenant, TenantState},
+    ids::TenantId,
+    topic::Topic,
+};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use std::time::Duration;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn publish(kafka: &KafkaSettings, key: &str, value: Option<&[u8]>) {
+    let producer: FutureProducer = kafka.producer().create().unwrap();
+    let topic = kafka.topic(Topic::Config);
+    let mut record = FutureRecord::<str, [u8]>::to(&topic).key(key);
+    record.payload = value;
+    producer.send(record, DEADLINE).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_feed_applies_what_is_there_then_what_comes_and_skips_what_it_cannot_read() {
+    let topics = TestTopics::create(1).await;
+    let tenant = Tenant {
+        v: CONFIG_VERSION,
+        version: 1,
+        id: TenantId(uuid::Uuid::from_u128(7)),
+        name: "Shop".to_owned(),
+        state: TenantState::Active,
+        events_per_second: None,
+    };
+    let created = ConfigChange::Tenant(tenant);
+    let key = created.key().to_string();
+    publish(&topics.kafka, "robot/1", Some(b"{}")).await;
+    publish(&topics.kafka, &key, created.encode().unwrap().as_deref()).await;
+
+    let shutdown = CancellationToken::new();
+    let (changes_tx, mut changes) = mpsc::unbounded_channel();
+    let feed = ConfigFeed::start(&topics.kafka, shutdown.clone(), move |change, offset| {
+        changes_tx.send((change, offset)).unwrap();
+    })
+    .unwrap();
+    assert!(timeout(DEADLINE, feed.caught_up()).await.unwrap());
+    assert_eq!(changes.try_recv().unwrap(), (created.clone(), 1));
+
+    publish(&topics.kafka, &key, None).await;
+    let deleted = timeout(DEADLINE, changes.recv()).await.unwrap().unwrap();
+    assert_eq!(deleted, (ConfigChange::Deleted(created.key()), 2));
+
+    shutdown.cancel();
+    tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
+    topics.delete().await;
+}
