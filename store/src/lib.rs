@@ -5,9 +5,18 @@
 //! function, so that it is recognised in `pg_stat_activity` and in the server's log.
 
 pub mod advisory;
+pub mod api_keys;
 pub mod error;
 pub mod migrate;
+pub mod outbox;
 pub mod pool;
+pub mod replays;
+pub mod subscriptions;
+pub mod tenants;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod timestamp;
+mod word;
 
 pub use error::Error;
 pub use pool::Pool;

@@ -1,0 +1,111 @@
+//! API keys: hashes and states. The keys themselves are nowhere stored.
+
+use crate::{Error, timestamp, outbox::ConfigurationWrite, word};
+use floodway_schemas::{
+    UnixMillis,
+    api_key::SecretHash,
+    config::{ApiKeyRecord, CONFIG_VERSION, ConfigChange, ConfigKey},
+    ids::{ApiKeyId, TenantId},
+};
+use tokio_postgres::{GenericClient, Row};
+
+/// An API key, and what only the control plane knows of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiKeyRow {
+    /// What is published.
+    pub record: ApiKeyRecord,
+    /// For people.
+    pub name: String,
+    /// Label in the key's text, such as `live`.
+    pub environment: String,
+    /// When it was created.
+    pub created_at: UnixMillis,
+}
+
+/// Inserts a key and announces it.
+pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &ApiKeyRow) -> Result<(), Error> {
+    let ApiKeyRow { record, name, environment, created_at } = row;
+    let sql = "-- api_keys::insert
+        INSERT INTO api_key (id, tenant_id, name, environment, secret_hash, state, expires_at, version, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    write
+        .reader()
+        .execute(
+            sql,
+            &[
+                &record.id.0,
+                &record.tenant.0,
+                name,
+                environment,
+                &record.hash.0.as_slice(),
+                &word::of(&record.state)?,
+                &record.expires_at.map(timestamp::parameter),
+                &word::version(record.version)?,
+                &timestamp::parameter(*created_at),
+            ],
+        )
+        .await?;
+    write.append(&ConfigChange::ApiKey(record.clone())).await
+}
+
+/// Writes a key's changed state with the next version and announces it.
+pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut ApiKeyRow) -> Result<(), Error> {
+    row.record.version += 1;
+    let record = &row.record;
+    let sql = "-- api_keys::update\nUPDATE api_key SET state = $2, version = $3 WHERE id = $1";
+    let (state, version) = (word::of(&record.state)?, word::version(record.version)?);
+    if write.reader().execute(sql, &[&record.id.0, &state, &version]).await? == 0 {
+        return Err(Error::NotFound("API key"));
+    }
+    write.append(&ConfigChange::ApiKey(record.clone())).await
+}
+
+/// Deletes all keys of a tenant and announces each deletion.
+pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
+    let sql = "-- api_keys::delete_all\nDELETE FROM api_key WHERE tenant_id = $1 RETURNING id";
+    for row in write.reader().query(sql, &[&tenant.0]).await? {
+        let key = ConfigKey::ApiKey(ApiKeyId(row.try_get(0)?));
+        write.append(&ConfigChange::Deleted(key)).await?;
+    }
+    Ok(())
+}
+
+/// One key of a tenant.
+pub async fn get(client: &impl GenericClient, tenant: TenantId, id: ApiKeyId) -> Result<ApiKeyRow, Error> {
+    let sql = "-- api_keys::get\nSELECT * FROM api_key WHERE id = $1 AND tenant_id = $2";
+    let row = client.query_opt(sql, &[&id.0, &tenant.0]).await?.ok_or(Error::NotFound("API key"))?;
+    from_row(&row)
+}
+
+/// Keys of a tenant after `after` in the order of their creation.
+pub async fn list(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    after: Option<ApiKeyId>,
+    limit: i64,
+) -> Result<Vec<ApiKeyRow>, Error> {
+    let sql = "-- api_keys::list
+        SELECT * FROM api_key WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3";
+    let rows = client.query(sql, &[&tenant.0, &after.map(|id| id.0), &limit]).await?;
+    rows.iter().map(from_row).collect()
+}
+
+fn from_row(row: &Row) -> Result<ApiKeyRow, Error> {
+    let hash: &[u8] = row.try_get("secret_hash")?;
+    let hash = hash.try_into().map_err(|_| Error::Other("a key's hash is not of 32 bytes".to_owned()))?;
+    let record = ApiKeyRecord {
+        v: CONFIG_VERSION,
+        version: word::read_version(row)?,
+        id: ApiKeyId(row.try_get("id")?),
+        tenant: TenantId(row.try_get("tenant_id")?),
+        hash: SecretHash(hash),
+        state: word::read(row, "state")?,
+        expires_at: timestamp::optional_column(row, "expires_at")?,
+    };
+    Ok(ApiKeyRow {
+        record,
+        name: row.try_get("name")?,
+        environment: row.try_get("environment")?,
+        created_at: timestamp::column(row, "created_at")?,
+    })
+}

@@ -1,0 +1,57 @@
+//! Marks of dead letters that were asked to be delivered again. Append-only: a dead letter itself never changes.
+
+use crate::{Error, timestamp};
+use floodway_schemas::{
+    UnixMillis,
+    due::RetryKey,
+    ids::{ReplayId, TenantId},
+};
+use tokio_postgres::GenericClient;
+
+/// Marks `letters` as asked for again. Written after their records were acknowledged: a mark never promises a delivery
+/// that nobody makes.
+pub async fn mark(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    replay: ReplayId,
+    letters: &[RetryKey],
+    now: UnixMillis,
+) -> Result<(), Error> {
+    let (shards, offsets): (Vec<i32>, Vec<i64>) = letters.iter().map(|key| (key.shard, key.id)).unzip();
+    let sql = "-- replays::mark
+        INSERT INTO dead_letter_replay (tenant_id, shard, outcome_offset, replay_id, requested_at)
+        SELECT $1, shard, outcome_offset, $2, $3 FROM unnest($4::int4[], $5::int8[]) AS letter (shard, outcome_offset)";
+    client.execute(sql, &[&tenant.0, &replay.0, &timestamp::parameter(now), &shards, &offsets]).await?;
+    Ok(())
+}
+
+/// Which of `letters` were asked for, how often and when last.
+pub async fn marks(client: &impl GenericClient, letters: &[RetryKey]) -> Result<Vec<Marks>, Error> {
+    let (shards, offsets): (Vec<i32>, Vec<i64>) = letters.iter().map(|key| (key.shard, key.id)).unzip();
+    let sql = "-- replays::marks
+        SELECT shard, outcome_offset, count(*) AS replays, max(requested_at) AS last_at
+        FROM dead_letter_replay
+        JOIN unnest($1::int4[], $2::int8[]) AS letter (shard, outcome_offset) USING (shard, outcome_offset)
+        GROUP BY shard, outcome_offset";
+    let rows = client.query(sql, &[&shards, &offsets]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Marks {
+                letter: RetryKey { shard: row.try_get("shard")?, id: row.try_get("outcome_offset")? },
+                replays: row.try_get("replays")?,
+                last_at: timestamp::column(row, "last_at")?,
+            })
+        })
+        .collect()
+}
+
+/// How often a dead letter was asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// The dead letter.
+    pub letter: RetryKey,
+    /// Number of requests.
+    pub replays: i64,
+    /// The last of them.
+    pub last_at: UnixMillis,
+}

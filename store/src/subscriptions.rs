@@ -1,0 +1,164 @@
+//! Subscriptions. Their secrets come here sealed and leave sealed.
+
+use crate::{Error, timestamp, outbox::ConfigurationWrite, word};
+use floodway_schemas::{
+    UnixMillis,
+    config::{CONFIG_VERSION, ConfigChange, ConfigKey, Subscription},
+    ids::{SubscriptionId, TenantId},
+};
+use tokio_postgres::{GenericClient, Row, types::ToSql};
+
+/// A subscription, and what only the control plane knows of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionRow {
+    /// What is published.
+    pub record: Subscription,
+    /// For people.
+    pub name: Option<String>,
+    /// When it was created.
+    pub created_at: UnixMillis,
+    /// When it was last changed, by the control plane's clock.
+    pub updated_at: UnixMillis,
+}
+
+/// Inserts a subscription and announces it.
+pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -> Result<(), Error> {
+    let SubscriptionRow { record, name, created_at, updated_at } = row;
+    let sql = "-- subscriptions::insert
+        INSERT INTO subscription (id, tenant_id, name, url, types, state, active_from, secrets, retry, history,
+            timeout_ms, headers, format, version, created_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
+    let parameters: [&(dyn ToSql + Sync); 16] = [
+        &record.id.0,
+        &record.tenant.0,
+        name,
+        &record.url.as_str(),
+        &word::to_json(&record.types)?,
+        &record.state.as_str(),
+        &timestamp::parameter(record.active_from),
+        &word::to_json(&record.secrets)?,
+        &word::to_json(&record.retry)?,
+        &word::of(&record.history)?,
+        &timeout_parameter(record.timeout_ms)?,
+        &word::to_json(&record.headers)?,
+        &word::of(&record.format)?,
+        &word::version(record.version)?,
+        &timestamp::parameter(*created_at),
+        &timestamp::parameter(*updated_at),
+    ];
+    write.reader().execute(sql, &parameters).await?;
+    write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
+}
+
+/// Writes a changed subscription with the next version and announces it.
+pub async fn update(
+    write: &mut ConfigurationWrite<'_>,
+    row: &mut SubscriptionRow,
+    now: UnixMillis,
+) -> Result<(), Error> {
+    row.record.version += 1;
+    row.updated_at = now;
+    let record = &row.record;
+    let sql = "-- subscriptions::update
+        UPDATE subscription SET name = $2, url = $3, types = $4, state = $5, secrets = $6, retry = $7, history = $8,
+            timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13
+        WHERE id = $1";
+    let parameters: [&(dyn ToSql + Sync); 13] = [
+        &record.id.0,
+        &row.name,
+        &record.url.as_str(),
+        &word::to_json(&record.types)?,
+        &record.state.as_str(),
+        &word::to_json(&record.secrets)?,
+        &word::to_json(&record.retry)?,
+        &word::of(&record.history)?,
+        &timeout_parameter(record.timeout_ms)?,
+        &word::to_json(&record.headers)?,
+        &word::of(&record.format)?,
+        &word::version(record.version)?,
+        &timestamp::parameter(row.updated_at),
+    ];
+    if write.reader().execute(sql, &parameters).await? == 0 {
+        return Err(Error::NotFound("subscription"));
+    }
+    write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
+}
+
+/// Deletes a subscription of a tenant and announces it.
+pub async fn delete(
+    write: &mut ConfigurationWrite<'_>,
+    tenant: TenantId,
+    id: SubscriptionId,
+) -> Result<(), Error> {
+    let sql = "-- subscriptions::delete\nDELETE FROM subscription WHERE id = $1 AND tenant_id = $2";
+    if write.reader().execute(sql, &[&id.0, &tenant.0]).await? == 0 {
+        return Err(Error::NotFound("subscription"));
+    }
+    write.append(&ConfigChange::Deleted(ConfigKey::Subscription(id))).await
+}
+
+/// Deletes all subscriptions of a tenant and announces each deletion.
+pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
+    let sql = "-- subscriptions::delete_all\nDELETE FROM subscription WHERE tenant_id = $1 RETURNING id";
+    for row in write.reader().query(sql, &[&tenant.0]).await? {
+        let key = ConfigKey::Subscription(SubscriptionId(row.try_get(0)?));
+        write.append(&ConfigChange::Deleted(key)).await?;
+    }
+    Ok(())
+}
+
+/// One subscription of a tenant.
+pub async fn get(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    id: SubscriptionId,
+) -> Result<SubscriptionRow, Error> {
+    let sql = "-- subscriptions::get\nSELECT * FROM subscription WHERE id = $1 AND tenant_id = $2";
+    let row = client.query_opt(sql, &[&id.0, &tenant.0]).await?.ok_or(Error::NotFound("subscription"))?;
+    from_row(&row)
+}
+
+/// Subscriptions of a tenant after `after` in the order of their creation.
+pub async fn list(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    after: Option<SubscriptionId>,
+    limit: i64,
+) -> Result<Vec<SubscriptionRow>, Error> {
+    let sql = "-- subscriptions::list
+        SELECT * FROM subscription WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3";
+    let rows = client.query(sql, &[&tenant.0, &after.map(|id| id.0), &limit]).await?;
+    rows.iter().map(from_row).collect()
+}
+
+fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
+    let url: &str = row.try_get("url")?;
+    let url = url.parse().map_err(|_| Error::Other("column url holds no URL".to_owned()))?;
+    let timeout_ms: i32 = row.try_get("timeout_ms")?;
+    let record = Subscription {
+        v: CONFIG_VERSION,
+        version: word::read_version(row)?,
+        id: SubscriptionId(row.try_get("id")?),
+        tenant: TenantId(row.try_get("tenant_id")?),
+        url,
+        types: word::read_json(row, "types")?,
+        state: word::read(row, "state")?,
+        active_from: timestamp::column(row, "active_from")?,
+        secrets: word::read_json(row, "secrets")?,
+        retry: word::read_json(row, "retry")?,
+        history: word::read(row, "history")?,
+        timeout_ms: timeout_ms.unsigned_abs(),
+        headers: word::read_json(row, "headers")?,
+        format: word::read(row, "format")?,
+    };
+    Ok(SubscriptionRow {
+        record,
+        name: row.try_get("name")?,
+        created_at: timestamp::column(row, "created_at")?,
+        updated_at: timestamp::column(row, "updated_at")?,
+    })
+}
+
+fn timeout_parameter(timeout_ms: u32) -> Result<i32, Error> {
+    i32::try_from(timeout_ms).map_err(|_| Error::Other("timeout_ms does not fit an integer".to_owned()))
+}
