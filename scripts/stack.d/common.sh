@@ -73,7 +73,9 @@ choose_port() {
 require_port() { # COMPONENT PORT OPTION
   listening "$2" || return 0
   local holder=
-  command -v ss >/dev/null && holder=$(ss -Hltnp "sport = :$2" 2>/dev/null | sed -n 's/.*users:((\(.*\)).*/ (\1)/p' | head -n 1)
+  if command -v ss >/dev/null; then
+    holder=$(ss -Hltnp "sport = :$2" 2>/dev/null | sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/ by \1 (pid \2)/p' | head -n 1)
+  fi
   die "$1 cannot start: port $2 on 127.0.0.1 is already taken$holder; free it, or choose another with $3"
 }
 

@@ -46,7 +46,7 @@ kafka_voters() {
 
 kafka_properties() { # NODE
   local replicas=1 in_sync=1
-  (($(brokers) >= 3)) && replicas=3 in_sync=2
+  if (($(brokers) >= 3)); then replicas=3 in_sync=2; fi
   cat <<PROPERTIES
 # Written by scripts/stack at every start.
 process.roles=broker,controller
@@ -79,6 +79,13 @@ share.coordinator.state.topic.num.partitions=8
 
 # Its default of 128 MB is too much of a small heap.
 log.cleaner.dedupe.buffer.size=33554432
+PROPERTIES
+  (($(brokers) > 1)) || cat <<PROPERTIES
+
+# A killed broker comes back only after its old session has timed out, 9 s by default. A lone broker dies together
+# with its controller, so there is nobody to be patient for.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 PROPERTIES
 }
 

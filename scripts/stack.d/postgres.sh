@@ -95,6 +95,17 @@ init_postgres() { # BINARIES
   touch "$home/ready"
 }
 
+# A killed server leaves its lock file, and PostgreSQL takes the lock for held while the dead process is still a zombie
+# (where nobody reaps it, as in many containers, that is for ever). A pid that cannot exist takes its place; the rest
+# of the file stays, as PostgreSQL uses it to make sure that no child of the old server is left.
+release_dead_lock() {
+  local lock pid
+  lock=$(postgres_data)/postmaster.pid
+  [[ -f $lock ]] || return 0
+  read -r pid <"$lock" || return 0
+  is_alive "$pid" || as_postgres sed -i '1s/.*/2147483647/' "$lock"
+}
+
 launch_postgres() {
   local binaries home
   ensure_postgres_user
@@ -108,6 +119,7 @@ launch_postgres() {
   if ((EUID == 0)); then chown "$PG_USER:$PG_USER" "$home"; fi
   init_postgres "$binaries"
   postgres_conf | as_postgres tee "$(postgres_data)/stack.conf" >/dev/null
+  release_dead_lock
   roll_log "$DIR/logs/postgres.log"
   say "postgres: starting"
   launch postgres "$DIR/logs/postgres.log" "${RUN_AS[@]}" "$binaries/bin/postgres" -D "$(postgres_data)"
