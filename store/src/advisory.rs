@@ -9,3 +9,6 @@ pub const CONFIGURATION: i64 = 0x666c_6f6f_6477_0002;
 
 /// Held by the session of the one control plane that publishes the outbox.
 pub const PUBLISHER: i64 = 0x666c_6f6f_6477_0003;
+
+/// Held by the session of the one retry scheduler that creates and drops partitions.
+pub const PARTITIONS: i64 = 0x666c_6f6f_6477_0004;

@@ -6,11 +6,17 @@
 
 pub mod advisory;
 pub mod api_keys;
+pub mod dead_letters;
+pub mod deliveries;
 pub mod error;
+pub mod instant;
 pub mod migrate;
 pub mod outbox;
+pub mod page;
+pub mod partitions;
 pub mod pool;
 pub mod replays;
+pub mod retry;
 pub mod subscriptions;
 pub mod tenants;
 #[cfg(feature = "testing")]
@@ -19,4 +25,5 @@ mod timestamp;
 mod word;
 
 pub use error::Error;
+pub use instant::DbInstant;
 pub use pool::Pool;

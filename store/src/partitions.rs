@@ -1,0 +1,471 @@
+//! Time partitions of the bulk tables: created ahead of their rows, dropped as a whole when their time has passed.
+//!
+//! A partition's name says what it holds (`delivery_20261121_15` is an hour, `_20261121` a day, `_202611` a month),
+//! so its bounds are read from its name. None of the tables has a DEFAULT partition: with one, `DETACH … CONCURRENTLY`
+//! is refused, and anything else waits behind readers with writers queueing behind it.
+//!
+//! Creation: a standalone table with the bounds as a CHECK, so that attaching it scans nothing, then `ATTACH`, which
+//! blocks neither readers nor writers. Dropping: `DETACH … CONCURRENTLY`, which cannot run in a transaction and leaves
+//! the partition half detached when it is interrupted, then `DROP`. [`finish_interrupted`] completes what a crash left.
+
+use crate::{DbInstant, Error, Pool, advisory, pool::DedicatedClient, retry};
+use std::{fmt::Write as _, time::Duration};
+use time::{Date, Month, OffsetDateTime, Time};
+use tokio_postgres::types::{ToSql, Type};
+
+const HOUR_US: i64 = 3_600_000_000;
+const DAY_US: i64 = 24 * HOUR_US;
+
+/// Partitions created in one transaction: enough that the transactions do not add up, few enough that the lock on
+/// the parent, which only other maintenance waits for, is short.
+const CREATED_AT_ONCE: usize = 32;
+
+/// Longest wait for readers of a partition that is being detached, in milliseconds. Interrupted detaching is finished
+/// by the next pass.
+const DETACH_TIMEOUT_MS: u32 = 30_000;
+
+/// A partitioned table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Pending retries, by due time.
+    Retry,
+    /// History, by the time it was recorded.
+    Delivery,
+    /// Counts, by minute.
+    DeliveryCount,
+    /// Dead letters, by the time they were recorded.
+    DeadLetter,
+}
+
+/// How far ahead partitions exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Hours for which retries have a partition per hour; the day that they end in is filled up with hours.
+    pub retry_hours: u32,
+    /// Days for which retries have partitions.
+    pub retry_days: u32,
+    /// Hours ahead for history.
+    pub delivery_hours: u32,
+    /// Days ahead for counts.
+    pub count_days: u32,
+    /// Months ahead for dead letters.
+    pub letter_months: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { retry_hours: 72, retry_days: 35, delivery_hours: 24, count_days: 3, letter_months: 1 }
+    }
+}
+
+/// How long rows are kept after they were recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// History.
+    pub deliveries: Duration,
+    /// Counts.
+    pub counts: Duration,
+    /// Dead letters.
+    pub dead_letters: Duration,
+}
+
+/// Length of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// An hour.
+    Hour,
+    /// A day.
+    Day,
+    /// A calendar month.
+    Month,
+}
+
+/// The time that a partition covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Its first instant, a whole hour, day or month in UTC.
+    pub start: DbInstant,
+    /// Its length.
+    pub step: Step,
+}
+
+/// What is stored of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored {
+    /// Start of the oldest partition.
+    pub(crate) from: DbInstant,
+    /// The server's clock.
+    pub(crate) now: DbInstant,
+}
+
+/// What a pass of [`maintain`] did and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Names of the partitions created.
+    pub created: Vec<String>,
+    /// Names of the partitions dropped.
+    pub dropped: Vec<String>,
+    /// How long partitions last from now, for the table where that is shortest.
+    pub ahead: Duration,
+}
+
+impl Table {
+    /// Every partitioned table.
+    pub const ALL: [Self; 4] = [Self::Retry, Self::Delivery, Self::DeliveryCount, Self::DeadLetter];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Delivery => "delivery",
+            Self::DeliveryCount => "delivery_count",
+            Self::DeadLetter => "dead_letter",
+        }
+    }
+
+    fn time_column(self) -> &'static str {
+        match self {
+            Self::Retry => "due_at",
+            Self::Delivery | Self::DeadLetter => "recorded_at",
+            Self::DeliveryCount => "minute",
+        }
+    }
+}
+
+impl Span {
+    /// The partition of length `step` that `at` is in.
+    pub fn containing(at: DbInstant, step: Step) -> Self {
+        let start = match step {
+            Step::Hour => DbInstant(at.0 - at.0.rem_euclid(HOUR_US)),
+            Step::Day => DbInstant(at.0 - at.0.rem_euclid(DAY_US)),
+            Step::Month => {
+                let date = datetime(at).date();
+                from_date(date.replace_day(1).unwrap_or(date))
+            }
+        };
+        Self { start, step }
+    }
+
+    /// The first instant after it.
+    pub fn end(self) -> DbInstant {
+        match self.step {
+            Step::Hour => DbInstant(self.start.0 + HOUR_US),
+            Step::Day => DbInstant(self.start.0 + DAY_US),
+            // 32 days after the first of a month is in the next one.
+            Step::Month => Self::containing(DbInstant(self.start.0 + 32 * DAY_US), Step::Month).start,
+        }
+    }
+
+    fn next(self) -> Self {
+        Self { start: self.end(), step: self.step }
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
+
+    /// The name of a table's partition for this span.
+    fn partition_of(self, table: Table) -> String {
+        let at = datetime(self.start);
+        let mut name = format!("{}_{:04}{:02}", table.name(), at.year(), u8::from(at.month()));
+        // Writing to a String cannot fail.
+        if self.step != Step::Month {
+            let _ = write!(name, "{:02}", at.day());
+        }
+        if self.step == Step::Hour {
+            let _ = write!(name, "_{:02}", at.hour());
+        }
+        name
+    }
+
+    /// The span of a table's partition by its name; `None` for other tables.
+    fn of_partition(table: Table, name: &str) -> Option<Self> {
+        let suffix = name.strip_prefix(table.name())?.strip_prefix('_')?;
+        let (date, hour) = match suffix.split_once('_') {
+            Some((date, hour)) if hour.len() == 2 => (date, Some(hour.parse::<u8>().ok()?)),
+            Some(_) => return None,
+            None => (suffix, None),
+        };
+        if !date.bytes().all(|byte| byte.is_ascii_digit()) || !matches!(date.len(), 6 | 8) {
+            return None;
+        }
+        let month = Month::try_from(date[4..6].parse::<u8>().ok()?).ok()?;
+        let (day, step) = match (date.len(), hour) {
+            (6, None) => (1, Step::Month),
+            (8, None) => (date[6..8].parse().ok()?, Step::Day),
+            (8, Some(_)) => (date[6..8].parse().ok()?, Step::Hour),
+            _ => return None,
+        };
+        let day = Date::from_calendar_date(date[..4].parse().ok()?, month, day).ok()?;
+        let start = from_date(day).0 + i64::from(hour.unwrap_or(0)) * HOUR_US;
+        Some(Self { start: DbInstant(start), step })
+    }
+}
+
+fn datetime(at: DbInstant) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn from_date(date: Date) -> DbInstant {
+    let at = OffsetDateTime::new_utc(date, Time::MIDNIGHT);
+    DbInstant(at.unix_timestamp().saturating_mul(1_000_000))
+}
+
+/// The partitions to create so that every instant from `now` to the plan's end has one, none overlapping another.
+fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<Span> {
+    let mut wanted = Vec::new();
+    match table {
+        Table::Retry => {
+            let hours_end = DbInstant(now.0 + i64::from(plan.retry_hours) * HOUR_US);
+            // Whole days, so that a day is either hours or one partition.
+            let hours_end = Span::containing(hours_end, Step::Day).end();
+            let end = DbInstant(now.0 + i64::from(plan.retry_days) * DAY_US);
+            fill(&mut wanted, now, hours_end, Step::Hour, existing);
+            fill(&mut wanted, hours_end, end, Step::Day, existing);
+        }
+        Table::Delivery => {
+            let end = DbInstant(now.0 + i64::from(plan.delivery_hours) * HOUR_US);
+            fill(&mut wanted, now, end, Step::Hour, existing);
+        }
+        Table::DeliveryCount => {
+            let end = DbInstant(now.0 + i64::from(plan.count_days) * DAY_US);
+            fill(&mut wanted, now, end, Step::Day, existing);
+        }
+        Table::DeadLetter => {
+            let mut end = Span::containing(now, Step::Month);
+            (0..plan.letter_months).for_each(|_| end = end.next());
+            fill(&mut wanted, now, end.end(), Step::Month, existing);
+        }
+    }
+    wanted
+}
+
+/// Adds what is uncovered between `from` and `to`: whole steps where nothing exists, hours around what does.
+fn fill(wanted: &mut Vec<Span>, from: DbInstant, to: DbInstant, step: Step, existing: &[Span]) {
+    let mut span = Span::containing(from, step);
+    while span.start < to {
+        if !existing.iter().any(|other| other.overlaps(span)) {
+            wanted.push(span);
+        } else if step == Step::Day {
+            fill(wanted, span.start, span.end(), Step::Hour, existing);
+        }
+        span = span.next();
+    }
+}
+
+/// Takes the maintenance lock on a connection of its own, or answers `None` when another process holds it.
+/// The lock ends with the connection.
+pub async fn lock(pool: &Pool) -> Result<Option<DedicatedClient>, Error> {
+    let client = pool.dedicated().await?;
+    let sql = "-- maintenance_lock\nSELECT pg_try_advisory_lock($1)";
+    let row = client.query_typed_one(sql, &[(&advisory::PARTITIONS, Type::INT8)]).await?;
+    if !row.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    // Detaching waits for readers, and does so outside of any transaction.
+    let limits = format!(
+        "-- maintenance_limits\nSET statement_timeout = {DETACH_TIMEOUT_MS}; SET transaction_timeout = 0"
+    );
+    client.batch_execute(&limits).await?;
+    Ok(Some(client))
+}
+
+/// One pass: finishes what was interrupted, creates partitions ahead, drops those whose time has passed.
+/// Retries are dropped behind the lowest cursor only, everything else by age.
+pub async fn maintain(
+    client: &mut DedicatedClient,
+    plan: Plan,
+    retention: Retention,
+) -> Result<Report, Error> {
+    let mut report =
+        Report { created: Vec::new(), dropped: finish_interrupted(client).await?, ahead: Duration::MAX };
+    for table in Table::ALL {
+        let (existing, now) = existing(client, table).await?;
+        let wanted = missing(table, plan, now, &existing);
+        create(client, table, &wanted).await?;
+        report.created.extend(wanted.iter().map(|span| span.partition_of(table)));
+        let all = existing.iter().chain(&wanted);
+        let end = all.clone().map(|span| span.end()).max().unwrap_or(now);
+        report.ahead = report.ahead.min(end.since(now));
+        let keep_from = match table {
+            Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
+            Table::Delivery => now.minus(retention.deliveries),
+            Table::DeliveryCount => now.minus(retention.counts),
+            Table::DeadLetter => now.minus(retention.dead_letters),
+        };
+        for span in existing.iter().filter(|span| span.end() <= keep_from && span.end() <= now) {
+            let name = span.partition_of(table);
+            detach(client, table, &name).await?;
+            drop_table(client, &name).await?;
+            report.dropped.push(name);
+        }
+    }
+    Ok(report)
+}
+
+/// The spans of a table's attached partitions, and the server's clock.
+async fn existing(client: &tokio_postgres::Client, table: Table) -> Result<(Vec<Span>, DbInstant), Error> {
+    let sql = "-- partitions
+        SELECT c.relname::text, clock_timestamp()
+        FROM (SELECT 1) AS one LEFT JOIN pg_inherits i ON i.inhparent = $1::text::regclass AND NOT i.inhdetachpending
+        LEFT JOIN pg_class c ON c.oid = i.inhrelid";
+    let rows = client.query_typed(sql, &[(&table.name(), Type::TEXT)]).await?;
+    let mut now = DbInstant(i64::MIN);
+    let mut spans = Vec::with_capacity(rows.len());
+    for row in &rows {
+        now = now.max(row.try_get(1)?);
+        let name: Option<String> = row.try_get(0)?;
+        spans.extend(name.and_then(|name| Span::of_partition(table, &name)));
+    }
+    Ok((spans, now))
+}
+
+/// From where on a table's rows are stored; `None` when it has no partitions yet.
+pub(crate) async fn stored_span(
+    client: &tokio_postgres::Client,
+    table: Table,
+) -> Result<Option<Stored>, Error> {
+    let (spans, now) = existing(client, table).await?;
+    Ok(spans.iter().map(|span| span.start).min().map(|from| Stored { from, now }))
+}
+
+async fn create(client: &mut DedicatedClient, table: Table, spans: &[Span]) -> Result<(), Error> {
+    for chunk in spans.chunks(CREATED_AT_ONCE) {
+        let transaction = client.transaction().await?;
+        let sql: String = chunk.iter().map(|span| create_sql(table, *span)).collect();
+        transaction.batch_execute(&sql).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+/// Names and instants are made from numbers here, so nothing needs quoting.
+fn create_sql(table: Table, span: Span) -> String {
+    let (parent, column, name) = (table.name(), table.time_column(), span.partition_of(table));
+    let from = span.start.to_millis().to_rfc3339();
+    let to = span.end().to_millis().to_rfc3339();
+    format!(
+        "-- create_partition
+        CREATE TABLE {name} (LIKE {parent} INCLUDING ALL,
+            CONSTRAINT {name}_bounds CHECK ({column} >= '{from}' AND {column} < '{to}'));
+        ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}');
+        ALTER TABLE {name} DROP CONSTRAINT {name}_bounds;\n"
+    )
+}
+
+async fn detach(client: &DedicatedClient, table: Table, name: &str) -> Result<(), Error> {
+    let sql = format!("ALTER TABLE {} DETACH PARTITION {name} CONCURRENTLY", table.name());
+    Ok(client.batch_execute(&sql).await?)
+}
+
+async fn drop_table(client: &DedicatedClient, name: &str) -> Result<(), Error> {
+    Ok(client.batch_execute(&format!("DROP TABLE IF EXISTS {name}")).await?)
+}
+
+/// Completes detaching and dropping that a crash or a timeout interrupted. Answers the tables it dropped.
+pub async fn finish_interrupted(client: &DedicatedClient) -> Result<Vec<String>, Error> {
+    let mut dropped = Vec::new();
+    for table in Table::ALL {
+        let pending = "-- partitions_half_detached
+            SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE i.inhparent = $1::text::regclass AND i.inhdetachpending";
+        for name in partition_names(client, table, pending).await? {
+            let sql = format!("ALTER TABLE {} DETACH PARTITION {name} FINALIZE", table.name());
+            client.batch_execute(&sql).await?;
+        }
+        // A table is created and attached in one transaction, so one that is not attached was detached.
+        let detached = "-- partitions_detached
+            SELECT c.relname::text FROM pg_class c
+            WHERE c.relkind = 'r' AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = $1::text::regclass)
+              AND starts_with(c.relname::text, $1 || '_')
+              AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)";
+        for name in partition_names(client, table, detached).await? {
+            drop_table(client, &name).await?;
+            dropped.push(name);
+        }
+    }
+    Ok(dropped)
+}
+
+/// Names that a query yields, as far as they have the form of the table's partitions.
+async fn partition_names(
+    client: &tokio_postgres::Client,
+    table: Table,
+    sql: &str,
+) -> Result<Vec<String>, Error> {
+    let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&table.name(), Type::TEXT)];
+    let rows = client.query_typed(sql, &parameters).await?;
+    let names: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok(names.into_iter().filter(|name| Span::of_partition(table, name).is_some()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use floodway_schemas::UnixMillis;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> DbInstant {
+        DbInstant::from_millis(UnixMillis::parse_rfc3339(text).unwrap())
+    }
+
+    #[test]
+    fn names_tell_the_span() {
+        let now = at("2026-11-21T15:34:00Z");
+        for (step, name) in [
+            (Step::Hour, "delivery_20261121_15"),
+            (Step::Day, "delivery_20261121"),
+            (Step::Month, "delivery_202611"),
+        ] {
+            let span = Span::containing(now, step);
+            assert_eq!(span.partition_of(Table::Delivery), name);
+            assert_eq!(Span::of_partition(Table::Delivery, name), Some(span));
+        }
+        for other in
+            ["delivery_count_20261121", "delivery_x", "delivery", "delivery_20261121_15_pkey", "retry_shard"]
+        {
+            assert_eq!(Span::of_partition(Table::Delivery, other), None, "{other}");
+        }
+        assert_eq!(Span::of_partition(Table::Retry, "retry_shard"), None);
+    }
+
+    #[test]
+    fn months_end_where_the_next_begins() {
+        let december = Span::containing(at("2026-12-31T23:59:59Z"), Step::Month);
+        assert_eq!(december.end(), at("2027-01-01T00:00:00Z"));
+        assert_eq!(december.next().end(), at("2027-02-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn retries_have_hours_for_days_and_then_days() {
+        let now = at("2026-11-21T15:34:00Z");
+        let spans = missing(Table::Retry, Plan::default(), now, &[]);
+        let hours = spans.iter().filter(|span| span.step == Step::Hour).count();
+        assert_eq!((spans[0].start, hours), (at("2026-11-21T15:00:00Z"), 9 + 3 * 24));
+        assert_eq!(spans.last().unwrap().end(), at("2026-12-27T00:00:00Z"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_instant_of_the_plan_gets_exactly_one_partition(
+            passes in proptest::collection::vec((1i64..400, 1u32..80, 2u32..20), 1..6),
+            probe in 0.0f64..1.0,
+        ) {
+            let mut now = at("2026-11-21T15:34:00Z");
+            let mut existing: Vec<Span> = Vec::new();
+            for (hours_later, retry_hours, retry_days) in passes {
+                now = DbInstant(now.0 + hours_later * HOUR_US / 7);
+                let plan = Plan { retry_hours, retry_days, ..Plan::default() };
+                for table in [Table::Retry] {
+                    existing.extend(missing(table, plan, now, &existing));
+                }
+                let instant = DbInstant(now.0 + (probe * retry_days as f64 * DAY_US as f64) as i64 - 1);
+                let instant = instant.max(now);
+                let covering = existing.iter().filter(|s| s.start <= instant && instant < s.end()).count();
+                prop_assert_eq!(covering, 1);
+                for (index, span) in existing.iter().enumerate() {
+                    prop_assert!(existing[index + 1..].iter().all(|other| !other.overlaps(*span)));
+                }
+            }
+        }
+    }
+}
