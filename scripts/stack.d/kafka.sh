@@ -96,16 +96,17 @@ format_kafka() { # NODE
   [[ -n $(setting kafka_cluster_id) ]] || remember kafka_cluster_id "$(random_text 22)"
   say "$1: formatting its data folder"
   local output
-  output=$(kafka_java kafka.tools.StorageTool format --cluster-id "$(setting kafka_cluster_id)" \
+  set_tool_java
+  output=$("${TOOL_JAVA[@]}" kafka.tools.StorageTool format --cluster-id "$(setting kafka_cluster_id)" \
     --config "$DIR/$1/server.properties" 2>&1) && return
   tail -n 15 <<<"$output" >&2
   die "$1: formatting $DIR/$1/data failed (see above)"
 }
 
-# A short-lived JVM: quick to start rather than quick to run.
-kafka_java() { # CLASS ARGUMENT...
-  "$JAVA" -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto \
-    -Dlog4j2.configurationFile="$PARTS/tools-log4j2.xml" -cp "$(kafka_classpath)" "$@"
+# Kafka's tools run in a short-lived JVM: quick to start rather than quick to run. Their class and arguments follow.
+set_tool_java() {
+  TOOL_JAVA=("$JAVA" -Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto
+    -Dlog4j2.configurationFile="$PARTS/tools-log4j2.xml" -cp "$(kafka_classpath)")
 }
 
 launch_kafka() { # NODE
@@ -179,9 +180,10 @@ kafka_tool() { # NAME_OR_CLASS ARGUMENT...
   shift
   artifacts_present || die "Kafka is not here yet; run: scripts/stack up"
   need_java
+  set_tool_java
   case "$name $*" in
   *.*' '* | *' --bootstrap-'* | kafka-cluster* | kafka-dump-log* | kafka-storage*) ;;
   *) bootstrap=(--bootstrap-server "${EXTERNAL_KAFKA:-$(kafka_addresses)}") ;;
   esac
-  kafka_java "$class" "${bootstrap[@]}" "$@"
+  exec "${TOOL_JAVA[@]}" "$class" "${bootstrap[@]}" "$@"
 }

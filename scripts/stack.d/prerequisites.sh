@@ -99,7 +99,7 @@ ensure_prerequisites() {
   provide "$(missing_for_servers)" || exit 1
   need_java
   local rest
-  rest=$(missing_for_build | cut -f1 | tr '\n' ' ')
+  rest=$(missing_for_build | cut -f1 | paste -sd ' ')
   [[ -z $rest ]] || say "note: building and testing needs $rest too; 'scripts/stack prerequisites' installs them"
 }
 
