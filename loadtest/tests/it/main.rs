@@ -1,0 +1,9 @@
+//! The tool against servers of the test's own: what it receives, sends and reconciles.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
+
+mod demo;
+mod fake_floodway;
+mod http;
+mod receiver;
+mod sender;
