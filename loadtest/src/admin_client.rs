@@ -16,8 +16,8 @@ use thiserror::Error;
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest response that is read, in bytes: a page of dead letters with events of ordinary size.
 const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
-/// Dead letters asked for at a time.
-const PAGE: u32 = 100;
+/// Dead letters asked for at a time: as many as the control plane gives.
+const PAGE: u32 = 500;
 /// Most of an error's body that is shown, in bytes.
 const SHOWN_BYTES: usize = 1000;
 

@@ -260,13 +260,9 @@ async fn run_receive(args: ReceiveArgs, stop: &CancellationToken) -> Result<Exit
         connections: args.connections,
         captured: 0,
     };
-    let receiver = Receiver::bind(args.listen, config).await.map_err(|error| {
-        Failure::failed(format!(
-            "{error} on {}: {}",
-            args.listen,
-            std::error::Error::source(&error).map_or_else(String::new, ToString::to_string)
-        ))
-    })?;
+    let receiver = Receiver::bind(args.listen, config)
+        .await
+        .map_err(|error| Failure::failed(format!("{}: {error}", args.listen)))?;
     for (path, _) in &args.secrets {
         let of_path: Vec<&str> = args
             .secrets

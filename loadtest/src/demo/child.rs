@@ -20,8 +20,9 @@ use tokio::{
     process::{Child, ChildStdin, Command},
 };
 
-/// How long Floodway may take to drain after SIGTERM, in seconds. The guard allows the same.
-const STOP_SECONDS: u64 = 25;
+/// How long Floodway may take to drain after SIGTERM, in seconds: more than its own drain deadlines. The guard allows the
+/// same.
+const STOP_SECONDS: u64 = 40;
 /// Most of the log's end that is shown, in bytes.
 const TAIL_BYTES: u64 = 16 * 1024;
 
@@ -128,6 +129,9 @@ pub fn last_lines(log: &Path) -> String {
         Ok(String::from_utf8_lossy(&tail).into_owned())
     };
     let text = read().unwrap_or_else(|error| format!("(cannot be read: {error})"));
+    if text.is_empty() {
+        return "  (it printed nothing)\n".to_owned();
+    }
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| format!("  {line}\n")).collect()
 }

@@ -82,7 +82,7 @@ impl Default for ReceiverConfig {
 
 /// The receiver's address cannot be used.
 #[derive(Debug, Error)]
-#[error("the receiver cannot listen")]
+#[error("the receiver cannot listen: {0}")]
 pub struct BindError(#[from] std::io::Error);
 
 /// A running receiver. It stops when dropped; [`Receiver::stop`] also waits for its connections.
