@@ -1,0 +1,127 @@
+//! `POST /v1/events`: limit, authenticate, read, parse, publish, answer.
+
+use crate::{
+    authenticate::KeyTable,
+    batch::{self, Origin},
+    config::Settings,
+    error::Refusal,
+    identify::RequestIds,
+    metrics::Metrics,
+    parse,
+    publish::Publisher,
+    read,
+    respond::{self, Answer},
+};
+use floodway_runtime::clock;
+use http::{HeaderMap, Method, Request, request::Parts};
+use hyper::body::Incoming;
+use metrics::Gauge;
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The one resource.
+const EVENTS_PATH: &str = "/v1/events";
+/// Length of a W3C `traceparent` of version 00.
+const TRACEPARENT_BYTES: usize = 55;
+
+/// What every connection of every worker shares.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) settings: Settings,
+    pub(crate) keys: KeyTable,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Open connections.
+    pub(crate) connections: AtomicUsize,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Answers one request.
+    pub(crate) async fn handle(&self, request: Request<Incoming>) -> Answer {
+        let _in_flight = InFlight::enter(&self.metrics.requests_in_flight);
+        let (head, mut body) = request.into_parts();
+        let answer = match self.accept(&head, &mut body).await {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                read::discard(&head.headers, &mut body).await;
+                respond::refused(&refusal)
+            }
+        };
+        self.metrics.answered(answer.status().as_u16());
+        answer
+    }
+
+    /// Accepts a request's events.
+    async fn accept(&self, head: &Parts, body: &mut Incoming) -> Result<Answer, Refusal> {
+        let Settings { max_body_bytes, body_timeout, max_batch_events, .. } = self.settings;
+        let received_at = clock::now();
+        check_target(head)?;
+        let caller = self.keys.authenticate(&head.headers, received_at)?;
+        read::check_media(&head.headers)?;
+        self.publisher.check_reachable()?;
+        let body = read::read_body(body, max_body_bytes, body_timeout).await?;
+        self.metrics.body_bytes.record(body.len() as f64);
+        let events = parse::split(&body, max_batch_events)?;
+        self.metrics.batch_events.record(events.len() as f64);
+        caller.tenant.limit.take(events.len()).inspect_err(|_| self.count_limited(events.len()))?;
+
+        let mut source = Uuid::encode_buffer();
+        let origin = Origin {
+            tenant: caller.tenant.id,
+            source: caller.key.0.as_hyphenated().encode_lower(&mut source),
+            traceparent: traceparent(&head.headers),
+            received_at,
+            ids: RequestIds::new(received_at, rand::random()),
+        };
+        let started = Instant::now();
+        let mut publication = self.publisher.begin(events.len())?;
+        let entries = batch::publish(&events, origin, &mut publication);
+        let (completion, deadline) = publication.finish();
+        completion.wait(deadline).await;
+        self.metrics.publish_seconds.record(started.elapsed());
+        Ok(respond::settled(&entries, &completion, &self.metrics))
+    }
+
+    fn count_limited(&self, events: usize) {
+        self.metrics.events_rate_limited.increment(events as u64);
+    }
+}
+
+fn check_target(head: &Parts) -> Result<(), Refusal> {
+    if head.uri.path() != EVENTS_PATH {
+        return Err(Refusal::NotFound);
+    }
+    if head.method != Method::POST {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    Ok(())
+}
+
+/// The request's trace context; one that is not well-formed is left alone, as W3C asks.
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let well_formed = text.len() == TRACEPARENT_BYTES
+        && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    well_formed.then_some(text)
+}
+
+/// Counts a request in flight for as long as it lives, also when its client goes away.
+struct InFlight<'g>(&'g Gauge);
+
+impl<'g> InFlight<'g> {
+    fn enter(gauge: &'g Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

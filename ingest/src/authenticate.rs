@@ -1,0 +1,239 @@
+//! Who sends: the keys and tenants of the `config` topic, held in memory.
+
+use crate::{error::Refusal, limit::EventLimit};
+use floodway_schemas::{
+    UnixMillis,
+    api_key::{PresentedKey, SecretHash},
+    config::{ApiKeyRecord, ApiKeyState, ConfigChange, ConfigKey, Tenant, TenantState},
+    ids::{ApiKeyId, TenantId},
+};
+use http::{HeaderMap, header::AUTHORIZATION};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Compared with when the key is unknown, so that this case takes the time of the others. No secret has this hash.
+const NO_HASH: SecretHash = SecretHash([0; 32]);
+
+/// An authenticated sender.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// The key that was presented; the default `source` of its events.
+    pub(crate) key: ApiKeyId,
+    /// Its owner.
+    pub(crate) tenant: Arc<TenantAccess>,
+}
+
+/// A tenant as far as accepting is concerned.
+#[derive(Debug)]
+pub(crate) struct TenantAccess {
+    pub(crate) id: TenantId,
+    version: u64,
+    state: TenantState,
+    /// Kept across versions that do not change the rate: a change of name gives no new burst.
+    pub(crate) limit: Arc<EventLimit>,
+}
+
+/// Every key and tenant. Read once per request, written when the configuration changes.
+#[derive(Debug)]
+pub(crate) struct KeyTable {
+    entries: RwLock<Entries>,
+    caught_up: AtomicBool,
+    default_rate: Option<NonZeroU32>,
+    burst_seconds: NonZeroU32,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    keys: HashMap<ApiKeyId, ApiKeyRecord>,
+    tenants: HashMap<TenantId, Arc<TenantAccess>>,
+}
+
+impl KeyTable {
+    /// An empty table that refuses everybody until it has caught up.
+    pub(crate) fn new(default_rate: Option<NonZeroU32>, burst_seconds: NonZeroU32) -> Self {
+        Self { entries: RwLock::default(), caught_up: AtomicBool::new(false), default_rate, burst_seconds }
+    }
+
+    /// From now on a key that is not in the table does not exist.
+    pub(crate) fn set_caught_up(&self) {
+        self.caught_up.store(true, Ordering::Release);
+    }
+
+    /// Finds out who sends a request.
+    pub(crate) fn authenticate(&self, headers: &HeaderMap, now: UnixMillis) -> Result<Caller, Refusal> {
+        if !self.caught_up.load(Ordering::Acquire) {
+            return Err(Refusal::NotReady);
+        }
+        let presented =
+            bearer(headers).and_then(|text| PresentedKey::parse(text).ok()).ok_or(Refusal::Unauthorized)?;
+        let entries = self.read();
+        let record = entries.keys.get(&presented.id);
+        let proven = record.map_or(NO_HASH, |record| record.hash) == presented.hash;
+        let record =
+            record.filter(|record| proven && is_accepted(record, now)).ok_or(Refusal::Unauthorized)?;
+        let tenant = entries.tenants.get(&record.tenant).ok_or(Refusal::Unauthorized)?;
+        match tenant.state {
+            TenantState::Active => Ok(Caller { key: presented.id, tenant: Arc::clone(tenant) }),
+            TenantState::Suspended => Err(Refusal::Suspended),
+        }
+    }
+
+    /// Takes over a change; one that is not newer than what the table has is ignored.
+    pub(crate) fn apply(&self, change: ConfigChange) {
+        match change {
+            ConfigChange::ApiKey(record) => self.put_key(record),
+            ConfigChange::Tenant(tenant) => self.put_tenant(&tenant),
+            ConfigChange::Deleted(ConfigKey::ApiKey(id)) => drop(self.write().keys.remove(&id)),
+            ConfigChange::Deleted(ConfigKey::Tenant(id)) => drop(self.write().tenants.remove(&id)),
+            ConfigChange::Subscription(_) | ConfigChange::Deleted(ConfigKey::Subscription(_)) => {}
+        }
+    }
+
+    fn put_key(&self, record: ApiKeyRecord) {
+        let mut entries = self.write();
+        if entries.keys.get(&record.id).is_none_or(|known| known.version < record.version) {
+            entries.keys.insert(record.id, record);
+        }
+    }
+
+    fn put_tenant(&self, tenant: &Tenant) {
+        let rate = tenant.events_per_second.or(self.default_rate);
+        let mut entries = self.write();
+        let known = entries.tenants.get(&tenant.id);
+        if known.is_some_and(|known| known.version >= tenant.version) {
+            return;
+        }
+        let limit = match known {
+            Some(known) if known.limit.rate() == rate => Arc::clone(&known.limit),
+            _ => Arc::new(EventLimit::new(rate, self.burst_seconds)),
+        };
+        let access = TenantAccess { id: tenant.id, version: tenant.version, state: tenant.state, limit };
+        entries.tenants.insert(tenant.id, Arc::new(access));
+    }
+
+    // Each critical section leaves the maps whole, so a panic elsewhere does not spoil them.
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_accepted(record: &ApiKeyRecord, now: UnixMillis) -> bool {
+    record.state == ApiKeyState::Active && record.expires_at.is_none_or(|end| now < end)
+}
+
+/// The credentials of the `Bearer` scheme, whose name is case-insensitive.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use floodway_schemas::{api_key, config::CONFIG_VERSION};
+    use secrecy::ExposeSecret;
+    use uuid::Uuid;
+
+    const NOW: UnixMillis = UnixMillis(1_000_000);
+    const TENANT: TenantId = TenantId(Uuid::from_u128(1));
+    const KEY: ApiKeyId = ApiKeyId(Uuid::from_u128(2));
+
+    fn tenant(version: u64, state: TenantState) -> ConfigChange {
+        let name = "t".to_owned();
+        ConfigChange::Tenant(Tenant {
+            v: CONFIG_VERSION,
+            version,
+            id: TENANT,
+            name,
+            state,
+            events_per_second: None,
+        })
+    }
+
+    fn key(version: u64, state: ApiKeyState, expires_at: Option<i64>) -> ConfigChange {
+        let (_, hash) = api_key::compose("live", KEY, &[7; 32]).unwrap();
+        let expires_at = expires_at.map(UnixMillis);
+        ConfigChange::ApiKey(ApiKeyRecord {
+            v: CONFIG_VERSION,
+            version,
+            id: KEY,
+            tenant: TENANT,
+            hash,
+            state,
+            expires_at,
+        })
+    }
+
+    fn table(changes: impl IntoIterator<Item = ConfigChange>) -> KeyTable {
+        let table = KeyTable::new(None, NonZeroU32::MIN);
+        changes.into_iter().for_each(|change| table.apply(change));
+        table.set_caught_up();
+        table
+    }
+
+    fn answer(table: &KeyTable, secret: [u8; 32]) -> Result<TenantId, Refusal> {
+        let (text, _) = api_key::compose("live", KEY, &secret).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, format!("bearer {}", text.expose_secret()).parse().unwrap());
+        table.authenticate(&headers, NOW).map(|caller| caller.tenant.id)
+    }
+
+    #[test]
+    fn a_good_key_of_an_active_tenant_is_let_in() {
+        let table = table([tenant(1, TenantState::Active), key(1, ApiKeyState::Active, Some(NOW.0 + 1))]);
+        assert_eq!(answer(&table, [7; 32]), Ok(TENANT));
+    }
+
+    #[test]
+    fn every_bad_key_gets_the_same_answer() {
+        let active = tenant(1, TenantState::Active);
+        let cases = [
+            (vec![active.clone()], [7; 32]),
+            (vec![active.clone(), key(1, ApiKeyState::Active, None)], [8; 32]),
+            (vec![active.clone(), key(1, ApiKeyState::Revoked, None)], [7; 32]),
+            (vec![active.clone(), key(1, ApiKeyState::Active, Some(NOW.0))], [7; 32]),
+            (vec![key(1, ApiKeyState::Active, None)], [7; 32]),
+            (
+                vec![
+                    active.clone(),
+                    key(1, ApiKeyState::Active, None),
+                    ConfigChange::Deleted(ConfigKey::ApiKey(KEY)),
+                ],
+                [7; 32],
+            ),
+            // Suspension is told only to those who have the secret.
+            (vec![tenant(1, TenantState::Suspended), key(1, ApiKeyState::Active, None)], [8; 32]),
+        ];
+        for (changes, secret) in cases {
+            assert_eq!(answer(&table(changes), secret), Err(Refusal::Unauthorized));
+        }
+        assert_eq!(table([active]).authenticate(&HeaderMap::new(), NOW).unwrap_err(), Refusal::Unauthorized);
+    }
+
+    #[test]
+    fn an_older_version_is_ignored() {
+        let changes = [
+            tenant(5, TenantState::Suspended),
+            tenant(4, TenantState::Active),
+            key(3, ApiKeyState::Active, None),
+            key(2, ApiKeyState::Revoked, None),
+        ];
+        assert_eq!(answer(&table(changes), [7; 32]), Err(Refusal::Suspended));
+    }
+
+    #[test]
+    fn nobody_is_judged_before_the_table_has_caught_up() {
+        let table = KeyTable::new(None, NonZeroU32::MIN);
+        assert_eq!(table.authenticate(&HeaderMap::new(), NOW).unwrap_err(), Refusal::NotReady);
+    }
+}

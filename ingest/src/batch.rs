@@ -1,0 +1,172 @@
+//! From a request's events to records in the producer's queue, one by one.
+
+use crate::{identify::RequestIds, parse::Events, publish::Publication};
+use floodway_schemas::{
+    MAX_EVENT_BYTES, UnixMillis,
+    event::{Defaults, Event, EventError, EventInput},
+    ids::TenantId,
+};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, hash_map},
+};
+use uuid::Uuid;
+
+/// What a request's events have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// Owner of the key.
+    pub(crate) tenant: TenantId,
+    /// The key's id: the default `source`.
+    pub(crate) source: &'a str,
+    /// The request's trace context, for events without one.
+    pub(crate) traceparent: Option<&'a str>,
+    /// When the request was read.
+    pub(crate) received_at: UnixMillis,
+    /// Ids for events without one.
+    pub(crate) ids: RequestIds,
+}
+
+/// One event of a request, after its turn.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    /// Its id; `None` when the event could not be read.
+    pub(crate) id: Option<EventId<'a>>,
+    /// What was decided about it.
+    pub(crate) verdict: Verdict,
+}
+
+/// What is decided about an event before Kafka has its say.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Offered to the producer; the rest is in the request's completion slot.
+    Offered,
+    /// Not a valid event.
+    Invalid(Box<EventError>),
+    /// Its record would have this many bytes.
+    TooLarge(usize),
+    /// The same source and id as the event at this index, which stands for both.
+    RepeatOf(usize),
+}
+
+/// An event's id.
+#[derive(Debug, Clone)]
+pub(crate) enum EventId<'a> {
+    /// The producer's.
+    Sent(Cow<'a, str>),
+    /// Made here.
+    Made(Uuid),
+}
+
+/// Offers every event to the producer, in input order.
+pub(crate) fn publish<'a>(
+    events: &Events<'a>,
+    origin: Origin<'a>,
+    publication: &mut Publication<'_>,
+) -> Vec<Entry<'a>> {
+    let mut batch = Batch {
+        origin,
+        publication,
+        seen: HashMap::new(),
+        alone: events.len() == 1,
+        record: Record::default(),
+    };
+    events.iter().enumerate().map(|(index, json)| batch.publish(index, json)).collect()
+}
+
+struct Batch<'a, 'b, 'p> {
+    origin: Origin<'a>,
+    publication: &'b mut Publication<'p>,
+    /// Source and id of the events that brought an id, with their index.
+    seen: HashMap<(Cow<'a, str>, Cow<'a, str>), usize>,
+    /// Whether there is only one event, which repeats nothing.
+    alone: bool,
+    record: Record,
+}
+
+/// Key and value of a record; the buffers are reused from event to event.
+#[derive(Debug, Default)]
+struct Record {
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl<'a> Batch<'a, '_, '_> {
+    fn publish(&mut self, index: usize, json: &'a [u8]) -> Entry<'a> {
+        match EventInput::parse(json) {
+            Ok(input) => self.publish_input(index, input),
+            Err(error) => Entry { id: None, verdict: Verdict::Invalid(Box::new(error)) },
+        }
+    }
+
+    fn publish_input(&mut self, index: usize, mut input: EventInput<'a>) -> Entry<'a> {
+        if input.traceparent.is_none() {
+            input.traceparent = self.origin.traceparent.map(Cow::Borrowed);
+        }
+        let Some(id) = input.id.clone() else {
+            let made = self.origin.ids.nth(index);
+            return Entry { id: Some(EventId::Made(made)), verdict: self.offer(index, input, made) };
+        };
+        let verdict = if self.alone {
+            self.offer(index, input, Uuid::nil())
+        } else {
+            let source = input.source.clone().unwrap_or(Cow::Borrowed(self.origin.source));
+            self.offer_once(index, input, (source, id.clone()))
+        };
+        Entry { id: Some(EventId::Sent(id)), verdict }
+    }
+
+    /// Offers an event with an id of its own, unless the batch had it already.
+    fn offer_once(
+        &mut self,
+        index: usize,
+        input: EventInput<'a>,
+        name: (Cow<'a, str>, Cow<'a, str>),
+    ) -> Verdict {
+        match self.seen.entry(name) {
+            hash_map::Entry::Occupied(first) => return Verdict::RepeatOf(*first.get()),
+            hash_map::Entry::Vacant(slot) => {
+                // Only a first event that fits stands for its repeats.
+                self.record.encode(input, &self.origin, Uuid::nil());
+                if self.record.fits() {
+                    slot.insert(index);
+                }
+            }
+        }
+        self.send(index)
+    }
+
+    fn offer(&mut self, index: usize, input: EventInput<'a>, made_id: Uuid) -> Verdict {
+        self.record.encode(input, &self.origin, made_id);
+        self.send(index)
+    }
+
+    fn send(&mut self, index: usize) -> Verdict {
+        if !self.record.fits() {
+            return Verdict::TooLarge(self.record.value.len());
+        }
+        self.publication.send(index, &self.record.key, &self.record.value);
+        Verdict::Offered
+    }
+}
+
+impl Record {
+    /// Writes the event's record; `made_id` is used when it has no id.
+    fn encode(&mut self, input: EventInput<'_>, origin: &Origin<'_>, made_id: Uuid) {
+        let mut text = Uuid::encode_buffer();
+        let event: Event<'_> = input.complete(Defaults {
+            tenant: origin.tenant,
+            id: made_id.as_hyphenated().encode_lower(&mut text),
+            source: origin.source,
+            received_at: origin.received_at,
+        });
+        self.key.clear();
+        event.encode_key(&mut self.key);
+        self.value.clear();
+        event.encode(&mut self.value);
+    }
+
+    fn fits(&self) -> bool {
+        self.value.len() <= MAX_EVENT_BYTES
+    }
+}

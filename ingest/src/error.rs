@@ -1,0 +1,162 @@
+//! What can go wrong: [`Error`] ends the role, [`Refusal`] answers one request.
+
+use floodway_runtime::{kafka::KafkaError, topics::TopicsError};
+use floodway_schemas::problem::Problem;
+use std::{io, net::SocketAddr, time::Duration};
+use thiserror::Error;
+
+/// Why the role cannot start, or had to end.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Correct the setting.
+    #[error("setting {setting}: {reason}")]
+    Setting {
+        /// Its variable.
+        setting: String,
+        /// What it must be.
+        reason: String,
+    },
+    /// Choose another address, or end the process that has it.
+    #[error("cannot listen on {address} (FLOODWAY_INGEST__LISTEN): {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Create or correct the topics.
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    /// The Kafka client refused its settings.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// The system did not give a thread or a runtime.
+    #[error("cannot start a worker thread: {0}")]
+    Worker(#[source] io::Error),
+    /// A worker ended although nobody asked for it; the log says why.
+    #[error("a worker thread ended unexpectedly")]
+    WorkerEnded,
+}
+
+/// Why a whole request is refused. Nothing of it has been written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No such path.
+    NotFound,
+    /// Not a POST.
+    MethodNotAllowed,
+    /// No key, or not a good one; the answer does not say which.
+    Unauthorized,
+    /// The key is good, its tenant is not.
+    Suspended,
+    /// A content type or encoding that is not read.
+    UnsupportedMedia(&'static str),
+    /// More bytes than the limit.
+    BodyTooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// More events than the limit.
+    BatchTooLarge {
+        /// In events.
+        limit: usize,
+    },
+    /// More events at once than the tenant's rate ever allows.
+    BurstTooLarge {
+        /// In events.
+        limit: u32,
+    },
+    /// An array without events.
+    EmptyBatch,
+    /// Not JSON, or neither an object nor an array.
+    Malformed(String),
+    /// The body broke off.
+    BrokenBody,
+    /// The body did not arrive in time.
+    SlowBody {
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The tenant's rate is used up.
+    RateLimited {
+        /// When to come back, in seconds.
+        retry_after: u64,
+    },
+    /// Not all keys are known yet.
+    NotReady,
+    /// Kafka cannot be reached.
+    KafkaAway,
+}
+
+/// Seconds after which a client may repeat a request that failed for a passing reason.
+pub(crate) const RETRY_AFTER_SECONDS: u64 = 1;
+
+impl Refusal {
+    /// The problem document of this refusal.
+    pub(crate) fn problem(&self) -> Problem {
+        match self {
+            Self::NotFound => Problem::new("urn:floodway:problem:not-found", "Not found", 404)
+                .with_detail("events are sent to POST /v1/events"),
+            Self::MethodNotAllowed => {
+                Problem::new("urn:floodway:problem:method-not-allowed", "Method not allowed", 405)
+                    .with_detail("events are sent with POST")
+            }
+            Self::Unauthorized => Problem::new("urn:floodway:problem:unauthorized", "Unauthorized", 401)
+                .with_detail("send a valid API key as \"Authorization: Bearer <key>\""),
+            Self::Suspended => Problem::new("urn:floodway:problem:tenant-suspended", "Tenant suspended", 403)
+                .with_detail("the tenant of this API key is suspended"),
+            Self::UnsupportedMedia(detail) => {
+                Problem::new("urn:floodway:problem:unsupported-media-type", "Unsupported media type", 415)
+                    .with_detail(*detail)
+            }
+            Self::BodyTooLarge { limit } => {
+                Problem::new("urn:floodway:problem:body-too-large", "Body too large", 413)
+                    .with_detail(format!("a request body may have at most {limit} bytes"))
+            }
+            Self::BatchTooLarge { limit } => {
+                batch_too_large(format!("a batch may have at most {limit} events"))
+            }
+            Self::BurstTooLarge { limit } => {
+                batch_too_large(format!("this tenant's rate allows at most {limit} events at once"))
+            }
+            Self::EmptyBatch => Problem::new("urn:floodway:problem:empty-batch", "Empty batch", 400)
+                .with_detail("a batch must have at least one event"),
+            Self::Malformed(reason) => malformed(reason.clone()),
+            Self::BrokenBody => malformed("the body ended before its announced length".to_owned()),
+            Self::SlowBody { limit } => {
+                Problem::new("urn:floodway:problem:slow-body", "Request timeout", 408)
+                    .with_detail(format!("the body must arrive within {} ms", limit.as_millis()))
+            }
+            Self::RateLimited { retry_after } => {
+                Problem::new("urn:floodway:problem:rate-limited", "Too many requests", 429).with_detail(
+                    format!("the tenant's events per second are used up; retry after {retry_after} s"),
+                )
+            }
+            Self::NotReady => {
+                unavailable("this server is still reading its configuration; nothing was written")
+            }
+            Self::KafkaAway => unavailable("Kafka cannot be reached; nothing was written"),
+        }
+    }
+
+    /// When a passing reason should be tried again, in seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
+            _ => None,
+        }
+    }
+}
+
+fn batch_too_large(detail: String) -> Problem {
+    Problem::new("urn:floodway:problem:batch-too-large", "Batch too large", 413).with_detail(detail)
+}
+
+fn malformed(detail: String) -> Problem {
+    Problem::new("urn:floodway:problem:malformed-body", "Malformed body", 400).with_detail(detail)
+}
+
+fn unavailable(detail: &'static str) -> Problem {
+    Problem::new("urn:floodway:problem:unavailable", "Service unavailable", 503).with_detail(detail)
+}

@@ -1,0 +1,456 @@
+//! The producer: events into Kafka's queue, delivery reports back to the requests.
+//!
+//! One idempotent producer with its own poll thread serves all workers. Nothing here waits: a full queue refuses the
+//! rest of the batch at once, and the client decides when to come again.
+
+use crate::{
+    complete::{Completion, Fate, Ticket},
+    config::{RECORD_OVERHEAD_BYTES, Settings},
+    error::Refusal,
+    metrics::Metrics,
+    partition::Partitions,
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use floodway_runtime::kafka::{KafkaError, KafkaSettings};
+use floodway_schemas::{event::CLOUDEVENTS_JSON, ids::MAX_TEXT_ID_BYTES, topic::Topic};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    config::RDKafkaLogLevel,
+    error::KafkaError as ClientError,
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    types::RDKafkaErrorCode as Code,
+};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// What a queued record costs besides its key and value, in bytes: the client's message and its header.
+const BOOKKEEPING_BYTES: usize = 256;
+const _: () = assert!(36 + 1 + MAX_TEXT_ID_BYTES + BOOKKEEPING_BYTES <= RECORD_OVERHEAD_BYTES);
+/// Time for a producer with a fatal error to report what it held.
+const RETIRE_FLUSH: Duration = Duration::from_secs(1);
+/// How often a retiring producer is looked at, until the last request has let go of it.
+const RETIRE_WAIT: Duration = Duration::from_millis(10);
+
+type EventProducer = ThreadedProducer<Reports>;
+
+/// Publishes events. Shared by all workers.
+pub(crate) struct Publisher {
+    config: ClientConfig,
+    topic: String,
+    live: ArcSwap<EventProducer>,
+    /// `None` until Kafka was reached for the first time.
+    partitions: ArcSwapOption<Partitions>,
+    partition_limit: usize,
+    deadline: Duration,
+    /// Kafka has been away for so long that waiting for it is pointless.
+    away: AtomicBool,
+    tally: Arc<Tally>,
+    metrics: Arc<Metrics>,
+}
+
+/// Delivery reports so far; their growth tells whether Kafka takes events.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Acknowledged events.
+    pub(crate) acknowledged: AtomicU64,
+    /// Events that were reported as failed, their size aside.
+    pub(crate) failed: AtomicU64,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// A publisher; Kafka need not be reachable. `partitions` is what is known of the events topic.
+    pub(crate) fn new(
+        kafka: &KafkaSettings,
+        settings: &Settings,
+        partitions: Option<i32>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, KafkaError> {
+        let mut config = kafka.producer();
+        config
+            .set("message.timeout.ms", settings.publish_timeout.as_millis().to_string())
+            .set("queue.buffering.max.messages", settings.queue_events.to_string())
+            .set("queue.buffering.max.kbytes", (settings.queue_bytes / 1024).to_string());
+        let tally = Arc::new(Tally::default());
+        let publisher = Self {
+            topic: kafka.topic(Topic::Events),
+            live: ArcSwap::from_pointee(create(&config, &tally)?),
+            config,
+            partitions: ArcSwapOption::empty(),
+            partition_limit: settings.partition_queue_bytes,
+            deadline: settings.publish_deadline(),
+            away: AtomicBool::new(false),
+            tally,
+            metrics,
+        };
+        if let Some(count) = partitions {
+            publisher.set_partitions(count);
+        }
+        Ok(publisher)
+    }
+
+    /// Whether publishing is worth a try: otherwise a request is refused before its body is read.
+    pub(crate) fn check_reachable(&self) -> Result<(), Refusal> {
+        if self.away.load(Ordering::Relaxed) || self.partitions.load().is_none() {
+            return Err(Refusal::KafkaAway);
+        }
+        Ok(())
+    }
+
+    /// Starts publishing a request's events; the deadline runs from here.
+    pub(crate) fn begin(&self, events: usize) -> Result<Publication<'_>, Refusal> {
+        let partitions = self.partitions.load_full().ok_or(Refusal::KafkaAway)?;
+        Ok(Publication {
+            completion: Completion::new(events, Arc::clone(&partitions)),
+            producer: self.live.load_full(),
+            publisher: self,
+            partitions,
+            stopped: false,
+            full_partitions: Vec::new(),
+            deadline: Instant::now() + self.deadline,
+        })
+    }
+
+    /// Asks Kafka for the events topic; blocks. `Err` has the reason for operators.
+    pub(crate) fn probe(&self, patience: Duration) -> Result<(), String> {
+        let metadata = self
+            .live
+            .load_full()
+            .client()
+            .fetch_metadata(Some(&self.topic), patience)
+            .map_err(|error| format!("no broker answers: {error}"))?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
+        let partitions = topic.map_or(&[][..], |topic| topic.partitions());
+        if partitions.is_empty() {
+            return Err(format!("topic {} does not exist", self.topic));
+        }
+        if partitions.iter().all(|partition| partition.leader() < 0) {
+            return Err(format!("no partition of {} has a leader", self.topic));
+        }
+        self.set_partitions(i32::try_from(partitions.len()).unwrap_or(i32::MAX));
+        Ok(())
+    }
+
+    /// Takes over the topic's number of partitions. What is in flight keeps its account with the old ones.
+    fn set_partitions(&self, count: i32) {
+        let known = self.partitions.load().as_ref().map(|partitions| partitions.count());
+        if known != usize::try_from(count).ok() {
+            self.partitions.store(Some(Arc::new(Partitions::new(count, self.partition_limit))));
+        }
+    }
+
+    /// Refuses requests early, or stops doing so.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    /// Delivery reports so far.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Updates the gauge of bytes waiting for an acknowledgement.
+    pub(crate) fn report_waiting_bytes(&self) {
+        // A gauge is a float; bytes in memory are far below 2^53.
+        self.metrics.queued_bytes.set(self.waiting_bytes() as f64);
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.partitions.load().as_ref().map_or(0, |partitions| partitions.waiting_bytes())
+    }
+
+    /// Replaces the producer after a fatal error, which it never recovers from; blocks.
+    pub(crate) fn replace_if_dead(&self) {
+        let Some((code, reason)) = self.live.load_full().client().fatal_error() else { return };
+        tracing::error!(?code, %reason, "the producer failed for good and is replaced");
+        match create(&self.config, &self.tally) {
+            Ok(producer) => {
+                self.metrics.producer_rebuilds.increment(1);
+                retire(self.live.swap(Arc::new(producer)));
+            }
+            // Tried again at the next look; requests are refused meanwhile.
+            Err(error) => tracing::error!(%error, "the producer could not be replaced"),
+        }
+    }
+
+    /// Writes what is still queued, within `patience`; blocks.
+    pub(crate) fn close(&self, patience: Duration) {
+        if let Err(error) = self.live.load_full().flush(patience) {
+            tracing::warn!(%error, "events were still unacknowledged at the end; their requests were answered 503 or cut off");
+        }
+    }
+}
+
+fn create(config: &ClientConfig, tally: &Arc<Tally>) -> Result<EventProducer, KafkaError> {
+    Ok(config.create_with_context(Reports { tally: Arc::clone(tally) })?)
+}
+
+/// Lets a replaced producer report what it held. It is dropped here and not by a request that still uses it, because
+/// dropping waits for its thread.
+fn retire(producer: Arc<EventProducer>) {
+    if let Err(error) = producer.flush(RETIRE_FLUSH) {
+        tracing::warn!(%error, "the replaced producer kept events without a report");
+    }
+    // Requests hold it only while they enqueue, without waiting in between.
+    while Arc::strong_count(&producer) > 1 {
+        std::thread::sleep(RETIRE_WAIT);
+    }
+}
+
+/// One request's events on their way to the producer.
+pub(crate) struct Publication<'p> {
+    publisher: &'p Publisher,
+    completion: Arc<Completion>,
+    producer: Arc<EventProducer>,
+    partitions: Arc<Partitions>,
+    /// The producer's queue was full, or it is dead: the rest of the batch is not even tried.
+    stopped: bool,
+    /// Partitions that had no room: what follows in them is refused too, so that a repeat of the refused events
+    /// cannot be overtaken by their successors.
+    full_partitions: Vec<usize>,
+    deadline: Instant,
+}
+
+impl Publication<'_> {
+    /// Offers one record; what becomes of it is noted in the completion slot.
+    pub(crate) fn send(&mut self, index: usize, key: &[u8], value: &[u8]) {
+        if let Err(fate) = self.enqueue(index, key, value) {
+            self.completion.settle(index, fate);
+        }
+    }
+
+    /// No more records: lets go of the producer, and gives the slot and the deadline to wait for.
+    pub(crate) fn finish(self) -> (Arc<Completion>, Instant) {
+        self.completion.seal();
+        (self.completion, self.deadline)
+    }
+
+    fn enqueue(&mut self, index: usize, key: &[u8], value: &[u8]) -> Result<(), Fate> {
+        if self.stopped {
+            return Err(Fate::NotPersisted);
+        }
+        let partition = self.partitions.of(key);
+        let bytes = key.len() + value.len() + BOOKKEEPING_BYTES;
+        if self.full_partitions.contains(&partition) {
+            return Err(Fate::NotPersisted);
+        }
+        if !self.partitions.reserve(partition, bytes) {
+            self.full_partitions.push(partition);
+            self.publisher.metrics.partition_queue_full.increment(1);
+            return Err(Fate::NotPersisted);
+        }
+        let record = BaseRecord::with_opaque_to(
+            &self.publisher.topic,
+            self.completion.ticket(index, partition, bytes),
+        )
+        // Partition counts are far below 2^31.
+        .partition(partition as i32)
+        .key(key)
+        .payload(value)
+        .headers(content_type());
+        // On an error the ticket comes back with the record, and gives its room back when dropped.
+        let sent = self.producer.send(record).map_err(|(error, _record)| error);
+        sent.map_err(|error| self.refused(&error))
+    }
+
+    /// The client did not take the record, so it is certainly not written.
+    fn refused(&mut self, error: &ClientError) -> Fate {
+        match error.rdkafka_error_code() {
+            Some(Code::MessageSizeTooLarge) => return Fate::TooLarge,
+            Some(Code::QueueFull) => self.publisher.metrics.producer_queue_full.increment(1),
+            _ => {}
+        }
+        self.stopped = true;
+        Fate::NotPersisted
+    }
+}
+
+fn content_type() -> OwnedHeaders {
+    OwnedHeaders::new_with_capacity(1).insert(Header { key: "content-type", value: Some(CLOUDEVENTS_JSON) })
+}
+
+/// Takes delivery reports on the producer's thread.
+struct Reports {
+    tally: Arc<Tally>,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(facility, "{message}");
+            }
+            // Connections come and go; what matters of it is in the health report.
+            _ => tracing::debug!(facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka client");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let fate = match result {
+            Ok(_) => Fate::Delivered,
+            Err((error, _)) => fate_of_failure(error.rdkafka_error_code()),
+        };
+        match fate {
+            Fate::Delivered => self.tally.acknowledged.fetch_add(1, Ordering::Relaxed),
+            Fate::TooLarge => 0,
+            _ => self.tally.failed.fetch_add(1, Ordering::Relaxed),
+        };
+        ticket.report(fate);
+    }
+}
+
+/// What a failed delivery means. Only refusals that leave no room for doubt count as not persisted: a message that timed
+/// out may have been written by a request whose answer was lost.
+fn fate_of_failure(code: Option<Code>) -> Fate {
+    match code {
+        Some(Code::MessageSizeTooLarge) => Fate::TooLarge,
+        Some(
+            Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::PolicyViolation
+            | Code::InvalidRecord,
+        ) => Fate::NotPersisted,
+        _ => Fate::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
+
+    const KEY: &[u8] = b"tenant/key";
+
+    fn settings() -> Settings {
+        Settings { publish_timeout: Duration::from_secs(1), ..Settings::default() }
+    }
+
+    fn publisher(brokers: &str, settings: &Settings) -> Publisher {
+        let kafka = KafkaSettings { brokers: brokers.to_owned(), ..KafkaSettings::default() };
+        Publisher::new(&kafka, settings, Some(4), Arc::new(Metrics::new())).unwrap()
+    }
+
+    /// An address where nothing listens.
+    const NOWHERE: &str = "127.0.0.1:1";
+
+    async fn fates(publisher: &Publisher, values: &[Vec<u8>]) -> Vec<Fate> {
+        let mut publication = publisher.begin(values.len()).unwrap();
+        values.iter().enumerate().for_each(|(index, value)| publication.send(index, KEY, value));
+        let (completion, deadline) = publication.finish();
+        completion.wait(deadline).await;
+        (0..values.len()).map(|index| completion.fate(index)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_the_rest_of_the_batch_at_once() {
+        let publisher = publisher(NOWHERE, &Settings { queue_events: 3, ..settings() });
+        let fates = fates(&publisher, &vec![vec![b'x'; 10]; 10]).await;
+        assert_eq!(fates[3..], [Fate::NotPersisted; 7]);
+        // Nobody can tell from a time-out alone that the first three were never sent.
+        assert_eq!(fates[..3], [Fate::Unknown; 3]);
+        assert_eq!(publisher.waiting_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_partition_refuses_and_leaves_the_queue_to_the_others() {
+        let record = 2 * (KEY.len() + 10 + BOOKKEEPING_BYTES);
+        let publisher = publisher(NOWHERE, &Settings { partition_queue_bytes: record, ..settings() });
+        let mut publication = publisher.begin(5).unwrap();
+        let partition = publication.partitions.of(KEY);
+        let other = (0..)
+            .map(|n| format!("tenant/{n}"))
+            .find(|k| publication.partitions.of(k.as_bytes()) != partition);
+        for index in 0..3 {
+            publication.send(index, KEY, &[b'x'; 10]);
+        }
+        // Smaller, and it would fit: but it must not overtake its predecessor.
+        publication.send(3, KEY, b"");
+        publication.send(4, other.unwrap().as_bytes(), &[b'x'; 10]);
+        let (completion, _) = publication.finish();
+        let fates: Vec<_> = (0..5).map(|index| completion.fate(index)).collect();
+        assert_eq!(
+            fates,
+            [Fate::Pending, Fate::Pending, Fate::NotPersisted, Fate::NotPersisted, Fate::Pending]
+        );
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_event_is_delivered_and_one_without_an_answer_is_unknown() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
+        assert_eq!(publisher.probe(Duration::from_secs(5)), Ok(()));
+        cluster.broker_round_trip_time(1, Duration::from_secs(30)).unwrap();
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Unknown]);
+    }
+
+    #[tokio::test]
+    async fn an_event_larger_than_the_broker_takes_fails_alone() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        let values = [vec![b'x'; 10], vec![b'x'; 3 * 1024 * 1024], vec![b'x'; 10]];
+        assert_eq!(fates(&publisher, &values).await, [Fate::Delivered, Fate::TooLarge, Fate::Delivered]);
+    }
+
+    #[tokio::test]
+    async fn a_producer_that_failed_for_good_is_replaced() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
+        // A broker that has lost track of the producer's sequence.
+        cluster.request_errors(
+            RDKafkaApiKey::Produce,
+            &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER],
+        );
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Unknown]);
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::NotPersisted]);
+        publisher.replace_if_dead();
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
+    }
+
+    #[test]
+    fn without_a_known_topic_nothing_is_tried() {
+        let kafka = KafkaSettings { brokers: NOWHERE.to_owned(), ..KafkaSettings::default() };
+        let publisher = Publisher::new(&kafka, &settings(), None, Arc::new(Metrics::new())).unwrap();
+        assert_eq!(publisher.check_reachable(), Err(Refusal::KafkaAway));
+        assert!(publisher.probe(Duration::from_millis(200)).unwrap_err().starts_with("no broker answers"));
+    }
+
+    #[test]
+    fn only_certain_refusals_count_as_not_persisted() {
+        assert_eq!(fate_of_failure(Some(Code::MessageTimedOut)), Fate::Unknown);
+        assert_eq!(fate_of_failure(Some(Code::NotEnoughReplicasAfterAppend)), Fate::Unknown);
+        assert_eq!(fate_of_failure(Some(Code::TopicAuthorizationFailed)), Fate::NotPersisted);
+        assert_eq!(fate_of_failure(Some(Code::MessageSizeTooLarge)), Fate::TooLarge);
+        assert_eq!(fate_of_failure(None), Fate::Unknown);
+    }
+}

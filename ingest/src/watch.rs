@@ -1,0 +1,164 @@
+//! Watches Kafka from a thread of its own: health, the topic's partitions, and a producer that must be replaced.
+//!
+//! Kafka is up while a broker answers for the events topic and deliveries do not only fail. Readiness follows; the
+//! process never ends because of it, and recovers without help.
+
+use crate::{error::Error, publish::Publisher};
+use floodway_runtime::health::Component;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a broker has for its answer. Short, because the thread is joined at the end.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+/// Outages shorter than this are waited for by the requests themselves.
+const AWAY_AFTER: Duration = Duration::from_secs(10);
+/// How long deliveries that only failed count against Kafka. Afterwards requests may try again: without them nothing
+/// would show that it recovered.
+const FAILING_FOR: Duration = Duration::from_secs(10);
+
+/// The thread.
+#[derive(Debug)]
+pub(crate) struct KafkaWatch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl KafkaWatch {
+    /// Starts watching.
+    pub(crate) fn start(publisher: Arc<Publisher>, health: Component) -> Result<Self, Error> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("kafka-watch".to_owned())
+            .spawn(move || Watch::new(publisher, health).run(&stopped))
+            .map_err(Error::Worker)?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends the thread and waits for it; blocks.
+    pub(crate) fn join(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        if self.thread.join().is_err() {
+            tracing::error!("the watch over Kafka panicked");
+        }
+    }
+}
+
+struct Watch {
+    publisher: Arc<Publisher>,
+    health: Component,
+    acknowledged: u64,
+    failed: u64,
+    last_failure: Option<Instant>,
+    down_since: Option<Instant>,
+}
+
+impl Watch {
+    fn new(publisher: Arc<Publisher>, health: Component) -> Self {
+        Self { publisher, health, acknowledged: 0, failed: 0, last_failure: None, down_since: None }
+    }
+
+    fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            self.publisher.replace_if_dead();
+            self.look();
+            self.publisher.report_waiting_bytes();
+            thread::park_timeout(INTERVAL);
+        }
+    }
+
+    fn look(&mut self) {
+        let deliveries = self.judge_deliveries();
+        match self.publisher.probe(PROBE_PATIENCE).and(deliveries) {
+            Ok(()) => {
+                self.down_since = None;
+                self.health.up();
+            }
+            Err(reason) => {
+                self.down_since.get_or_insert_with(Instant::now);
+                self.health.down(reason);
+            }
+        }
+        self.publisher.set_away(self.down_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER));
+    }
+
+    /// A broker may answer and still not take events, for example with too few in-sync replicas.
+    fn judge_deliveries(&mut self) -> Result<(), String> {
+        let tally = self.publisher.tally();
+        let acknowledged = tally.acknowledged.load(Ordering::Relaxed);
+        let failed = tally.failed.load(Ordering::Relaxed);
+        if acknowledged > self.acknowledged {
+            self.last_failure = None;
+        } else if failed > self.failed {
+            self.last_failure = Some(Instant::now());
+        }
+        (self.acknowledged, self.failed) = (acknowledged, failed);
+        match self.last_failure {
+            Some(at) if at.elapsed() < FAILING_FOR => Err("Kafka does not acknowledge events".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Settings, metrics::Metrics};
+    use floodway_runtime::{health::Health, kafka::KafkaSettings};
+    use rdkafka::mocking::MockCluster;
+
+    const PATIENCE: Duration = Duration::from_secs(40);
+
+    fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "not in time: {what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn publisher(brokers: String) -> Arc<Publisher> {
+        let kafka = KafkaSettings { brokers, ..KafkaSettings::default() };
+        Arc::new(Publisher::new(&kafka, &Settings::default(), None, Arc::new(Metrics::new())).unwrap())
+    }
+
+    #[test]
+    fn readiness_follows_the_broker_down_and_up_again() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
+        let watch = KafkaWatch::start(Arc::clone(&publisher), health.component("kafka", true)).unwrap();
+        eventually("up", || health.is_ready());
+        assert_eq!(publisher.check_reachable(), Ok(()));
+        cluster.broker_down(1).unwrap();
+        eventually("down", || !health.is_ready());
+        cluster.broker_up(1).unwrap();
+        eventually("up again", || health.is_ready());
+        watch.join();
+    }
+
+    #[test]
+    fn deliveries_that_only_fail_count_against_kafka_until_one_succeeds() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
+        let mut watch = Watch::new(Arc::clone(&publisher), health.component("kafka", true));
+        publisher.tally().failed.fetch_add(1, Ordering::Relaxed);
+        watch.look();
+        assert_eq!(health.reports()[0].reason.as_deref(), Some("Kafka does not acknowledge events"));
+        watch.look();
+        assert!(!health.is_ready());
+        publisher.tally().acknowledged.fetch_add(1, Ordering::Relaxed);
+        watch.look();
+        assert!(health.is_ready());
+    }
+}

@@ -1,0 +1,132 @@
+//! Bounds: rates, slow clients, connections, queues.
+
+use crate::harness::{PATIENCE, Sender, TestIngest, settings};
+use floodway_ingest::Settings;
+use serde_json::json;
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Writes, and reads until the server closes or an answer with a body is there.
+pub(crate) async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> String {
+    stream.write_all(bytes).await.unwrap();
+    read_to_close(&mut stream).await
+}
+
+async fn read_to_close(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    // A reset instead of an orderly close still leaves what was read.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server did not close");
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_tenant_over_its_rate_is_told_when_to_come_back() {
+    // One event in 10 s' worth of burst: what is used up stays so for the length of the test.
+    let settings = Settings { burst_seconds: 10.try_into().unwrap(), ..settings() };
+    let ingest = TestIngest::start_for(settings, Sender::new().with_rate(1)).await;
+    let batch = |events: usize| serde_json::to_vec(&vec![json!({"type": "a"}); events]).unwrap();
+
+    let reply = ingest.post(batch(11)).await;
+    assert_eq!(reply.status, 413);
+    assert_eq!(reply.json()["detail"], "this tenant's rate allows at most 10 events at once");
+
+    assert_eq!(ingest.post(batch(10)).await.status, 202);
+    let reply = ingest.post(batch(10)).await;
+    assert_eq!((reply.status, reply.is_problem()), (429, true));
+    let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=10).contains(&seconds), "{seconds}");
+    assert_eq!(reply.json()["type"], "urn:floodway:problem:rate-limited");
+    assert_eq!(
+        reply.json()["detail"],
+        format!("the tenant's events per second are used up; retry after {seconds} s")
+    );
+    ingest.stored(10).await;
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_in_gets_408() {
+    let ingest = TestIngest::start(Settings { body_timeout: Duration::from_millis(300), ..settings() }).await;
+    let stream = TcpStream::connect(ingest.address).await.unwrap();
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: 100\r\n\r\n{{\"type\":",
+        ingest.sender.key
+    );
+    let answer = exchange(stream, head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let body = r#"{"type":"urn:floodway:problem:slow-body","title":"Request timeout","status":408,"detail":"the body must arrive within 300 ms"}"#;
+    assert!(answer.ends_with(body), "{answer}");
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn connections_that_never_send_a_request_are_closed() {
+    let ingest =
+        TestIngest::start(Settings { header_timeout: Duration::from_millis(300), ..settings() }).await;
+    // Nothing; the beginning of HTTP/2's preface, or of a POST; half a header.
+    for sent in ["", "P", "POST /v1/events HTTP/1.1\r\nhost:"] {
+        let stream = TcpStream::connect(ingest.address).await.unwrap();
+        exchange(stream, sent.as_bytes()).await;
+    }
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn a_connection_over_the_limit_is_turned_away_and_the_others_go_on() {
+    let ingest = TestIngest::start(Settings { max_connections: 2, ..settings() }).await;
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(ingest.address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        // Its answer shows that the connection has its place.
+        let mut first = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
+        assert_eq!(&first, b"HTTP/1.1 404");
+        kept.push(stream);
+    }
+    let mut refused = TcpStream::connect(ingest.address).await.unwrap();
+    let answer = read_to_close(&mut refused).await;
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+
+    drop(kept);
+    // Their places become free as soon as the server notices.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let mut stream = TcpStream::connect(ingest.address).await.unwrap();
+        if stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.is_ok() {
+            let answer = read_to_close(&mut stream).await;
+            if answer.starts_with("HTTP/1.1 404") {
+                break;
+            }
+        }
+        assert!(std::time::Instant::now() < deadline, "no place became free");
+    }
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_said_of_each_event_that_was_not_written() {
+    let ingest = TestIngest::start(Settings { queue_events: 5, ..settings() }).await;
+    let events: Vec<_> = (0..1000).map(|n| json!({"type": "a", "id": format!("e-{n}")})).collect();
+    let reply = ingest.post(serde_json::to_vec(&events).unwrap()).await;
+    assert_eq!((reply.status, reply.header("retry-after")), (207, Some("1")));
+    let results = reply.json()["results"].as_array().unwrap().clone();
+    let accepted = results.iter().filter(|result| result["status"] == 202).count();
+    assert!((5..1000).contains(&accepted), "{accepted}");
+    // From the first refusal on, the rest of the batch.
+    assert!(results[accepted..].iter().all(|result| result["status"] == 503));
+    assert_eq!(
+        results[999],
+        json!({"index": 999, "id": "e-999", "status": 503, "outcome": "not_persisted", "problem": {
+            "type": "urn:floodway:problem:not-persisted", "title": "Event not persisted", "status": 503,
+            "detail": "the queue to Kafka had no room; nothing was written, send the event again",
+        }})
+    );
+    ingest.stored(accepted).await;
+    ingest.finish().await;
+}

@@ -1,0 +1,10 @@
+//! Ingest against the real Kafka: what a client sees, and what is on the topic afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
+
+mod accepting;
+mod ending;
+mod harness;
+mod limiting;
+mod outage;
+mod refusing;
+mod starting;
