@@ -1,1 +1,190 @@
-//! Placeholder.
+//! The control plane: administers tenants, API keys, subscriptions and replays over REST, and publishes configuration
+//! to the `config` topic.
+//!
+//! It owns the configuration tables in PostgreSQL. A change and its outbox row are one transaction; one replica carries
+//! the outbox to Kafka in order; a handler answers once its change is there. The other services know configuration
+//! from the topic alone.
+
+mod api_keys;
+mod auth;
+mod changed;
+pub mod config;
+mod dead_letters;
+mod deliveries;
+mod delivery_headers;
+mod dependencies;
+mod disable;
+mod endpoint_url;
+pub mod error;
+mod extract;
+mod metrics;
+mod openapi;
+mod page;
+mod pause;
+mod publish;
+mod records;
+mod replay;
+mod routes;
+mod secrets;
+mod serve;
+mod subscription_state;
+mod subscriptions;
+mod tenants;
+mod test_event;
+
+pub use config::Settings;
+pub use error::Error;
+
+use auth::AdminKey;
+use axum::Router;
+use endpoint_url::EndpointRules;
+use floodway_runtime::{
+    Context,
+    health::Component,
+    kafka::KafkaError,
+    topics::{self, TopicsError},
+};
+use floodway_schemas::topic::Topic;
+use floodway_store::{Pool, migrate::check_schema};
+use publish::Publisher;
+use records::Records;
+use replay::Replays;
+use routes::Api;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The control plane, bound to its address.
+pub struct ControlPlane {
+    settings: Settings,
+    context: Context,
+    pool: Pool,
+    listener: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    publisher: Publisher,
+    publication: publish::Publication,
+    records: Records,
+    postgresql: Component,
+    kafka: Component,
+}
+
+impl std::fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlPlane").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl ControlPlane {
+    /// Checks the settings, binds the listener and prepares the clients. Kafka and PostgreSQL may be away; what they say
+    /// when they are there must fit.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the setting, [`Error::Topics`] when topics are missing or wrong, [`Error::Store`] when
+    /// the database's schema is not this version's.
+    pub async fn bind(settings: Settings, context: Context, pool: Pool) -> Result<Self, Error> {
+        settings.validate().map_err(Error::Setting)?;
+        let Some(admin_key) = &settings.admin_key else {
+            return Err(Error::Setting("control_plane.admin_key is required".to_owned()));
+        };
+        let key = AdminKey::new(admin_key);
+        metrics::describe();
+        check_dependencies(&context, &pool).await?;
+        let (postgresql, kafka) =
+            (context.health.component("postgresql", true), context.health.component("kafka", true));
+        let records = Records::new(&context.kafka).map_err(KafkaError::from)?;
+        let (publisher, publication) = Publisher::new(
+            pool.clone(),
+            records.clone(),
+            context.kafka.topic(Topic::Config),
+            settings.publish_deadline,
+            postgresql.clone(),
+            kafka.clone(),
+        );
+        let api = Api {
+            pool: pool.clone(),
+            publication: publication.clone(),
+            replays: Replays::new(records.clone(), context.kafka.topic(Topic::Replays)),
+            sealing: Arc::clone(&context.sealing),
+            endpoints: Arc::new(EndpointRules::new(settings.allowed_networks.clone())),
+        };
+        let router = routes::router(api, key, settings.max_body_bytes)
+            .map_err(|_| Error::Setting("the interface's description cannot be written".to_owned()))?;
+        let (listener, address) = listen(settings.listen).await?;
+        Ok(Self {
+            settings,
+            context,
+            pool,
+            listener,
+            address,
+            router,
+            publisher,
+            publication,
+            records,
+            postgresql,
+            kafka,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the context's shutdown token is cancelled, then drains. Publishing goes on until the last request
+    /// is answered, for requests wait for it.
+    ///
+    /// # Errors
+    /// When a Kafka client or its thread cannot be had.
+    pub async fn run(self) -> Result<(), Error> {
+        let shutdown = self.context.shutdown.clone();
+        let disabler = disable::Disabler::start(
+            &self.context.kafka,
+            self.pool.clone(),
+            self.publication.waker(),
+            shutdown.clone(),
+        )?;
+        let (tasks, drained) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(self.publisher.run(drained.clone()));
+        tasks.spawn(dependencies::watch_postgresql(self.pool.clone(), self.postgresql, drained.clone()));
+        let config_topic = self.context.kafka.topic(Topic::Config);
+        tasks.spawn(dependencies::watch_kafka(
+            self.records.clone(),
+            config_topic,
+            self.kafka,
+            drained.clone(),
+        ));
+        tasks.close();
+        tracing::info!(address = %self.address, "control plane listens on {}", self.address);
+        serve::serve(self.listener, self.router, shutdown, self.settings.drain_deadline).await;
+        drained.cancel();
+        tasks.wait().await;
+        if !matches!(tokio::task::spawn_blocking(move || disabler.join()).await, Ok(Ok(()))) {
+            tracing::error!("the thread that disables subscriptions panicked");
+        }
+        self.records.flush().await;
+        Ok(())
+    }
+}
+
+/// Fails for what no waiting repairs; whatever is merely away is reported by health later.
+async fn check_dependencies(context: &Context, pool: &Pool) -> Result<(), Error> {
+    match topics::check(&context.kafka, &[Topic::Config, Topic::Replays, Topic::Outcomes]).await {
+        Ok(_) => {}
+        Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
+        Err(error) => return Err(error.into()),
+    }
+    match check_schema(pool).await {
+        Ok(()) => {}
+        Err(error) if error.is_unavailable() => tracing::warn!(%error, "starting without the database"),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |reason| Error::Listen { address, reason };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}

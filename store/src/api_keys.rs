@@ -90,6 +90,12 @@ pub async fn list(
     rows.iter().map(from_row).collect()
 }
 
+/// How many a tenant has.
+pub async fn count(client: &impl GenericClient, tenant: TenantId) -> Result<i64, Error> {
+    let sql = "-- api_keys::count\nSELECT count(*) FROM api_key WHERE tenant_id = $1";
+    Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+}
+
 fn from_row(row: &Row) -> Result<ApiKeyRow, Error> {
     let hash: &[u8] = row.try_get("secret_hash")?;
     let hash = hash.try_into().map_err(|_| Error::Other("a key's hash is not of 32 bytes".to_owned()))?;

@@ -131,6 +131,12 @@ pub async fn list(
     rows.iter().map(from_row).collect()
 }
 
+/// How many a tenant has.
+pub async fn count(client: &impl GenericClient, tenant: TenantId) -> Result<i64, Error> {
+    let sql = "-- subscriptions::count\nSELECT count(*) FROM subscription WHERE tenant_id = $1";
+    Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+}
+
 fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
     let url: &str = row.try_get("url")?;
     let url = url.parse().map_err(|_| Error::Other("column url holds no URL".to_owned()))?;

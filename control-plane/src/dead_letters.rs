@@ -1,0 +1,342 @@
+//! Dead letters: list, show, deliver again.
+
+use crate::{
+    deliveries::{history_cursor, history_page},
+    error::Refusal,
+    extract::{Body, Ids, Parameters, Timestamp},
+    metrics::ReplayKind,
+    openapi::Problems,
+    page::{PageOf, checked_limit},
+    replay::Delivery,
+    routes::Api,
+};
+use axum::{Json, extract::State, http::StatusCode};
+use floodway_runtime::clock;
+use floodway_schemas::{
+    UnixMillis,
+    config::SubscriptionState,
+    due::RetryKey,
+    ids::{ReplayId, SubscriptionId, TenantId},
+};
+use floodway_store::{
+    dead_letters::{self, DeadLetter, DeadLetterFilter, DeadLetterSummary},
+    replays, subscriptions, tenants,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::{HashMap, HashSet};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+/// Most dead letters of one request to replay.
+const MAX_IDS: usize = 1_000;
+/// Dead letters held in memory at once: each carries its event, up to 1 MiB.
+const BATCH: usize = 16;
+
+/// Which dead letters to list. Absent ones do not restrict.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeadLetterQuery {
+    /// Of this subscription.
+    #[param(value_type = Option<Uuid>)]
+    subscription: Option<SubscriptionId>,
+    /// Recorded at this instant or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    from: Option<Timestamp>,
+    /// Recorded before this instant.
+    #[param(value_type = Option<String>, format = DateTime)]
+    to: Option<Timestamp>,
+    /// `next_cursor` of the page before; absent for the first.
+    cursor: Option<String>,
+    /// Most items to return, 1 to 500; default 100.
+    limit: Option<u32>,
+}
+
+/// A delivery that was given up.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeadLetterView {
+    /// Identity: `<shard>-<offset>`.
+    #[schema(value_type = String, example = "3-1742")]
+    id: RetryKey,
+    /// When it was given up.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// When its age began: acceptance of the event, or a request to replay.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Who did not get it.
+    #[schema(value_type = Uuid)]
+    subscription: SubscriptionId,
+    /// The event.
+    event_id: String,
+    /// Its type.
+    event_type: String,
+    /// Attempts made.
+    attempts: i32,
+    /// Why it was given up, such as `attempts_exhausted`.
+    reason: String,
+    /// Status of the last response; null when none came.
+    http_status: Option<i32>,
+    /// Class of the last failure, such as `timeout`.
+    error: Option<String>,
+    /// What went wrong, for people.
+    detail: Option<String>,
+    /// Start of the last response's body.
+    response: Option<String>,
+    /// How often it was asked to be delivered again.
+    replays: i64,
+    /// The last time; null: never.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    replayed_at: Option<Timestamp>,
+}
+
+/// A delivery that was given up, with its event.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeadLetterWithEvent {
+    #[serde(flatten)]
+    view: DeadLetterView,
+    /// The event's envelope: CloudEvents JSON.
+    #[schema(value_type = Object)]
+    event: Box<RawValue>,
+}
+
+impl From<DeadLetterSummary> for DeadLetterView {
+    fn from(letter: DeadLetterSummary) -> Self {
+        Self {
+            id: letter.id,
+            at: Timestamp(letter.at),
+            since: Timestamp(letter.since),
+            subscription: letter.subscription,
+            event_id: letter.event_id,
+            event_type: letter.event_type,
+            attempts: letter.attempts,
+            reason: letter.reason,
+            http_status: letter.status,
+            error: letter.error,
+            detail: letter.detail,
+            response: letter.response,
+            replays: 0,
+            replayed_at: None,
+        }
+    }
+}
+
+/// List dead letters, newest first, without their events
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/dead-letters", tag = "dead letters",
+    params(("tenant" = Uuid, Path), DeadLetterQuery),
+    responses((status = 200, description = "Found", body = PageOf<DeadLetterView>), Problems)
+)]
+pub(crate) async fn list_dead_letters(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Parameters(query): Parameters<DeadLetterQuery>,
+) -> Result<Json<PageOf<DeadLetterView>>, Refusal> {
+    let limit = checked_limit(query.limit)?;
+    let cursor = history_cursor(query.cursor.as_deref())?;
+    let filter = DeadLetterFilter {
+        tenant,
+        subscription: query.subscription,
+        from: query.from.map(|at| at.0),
+        to: query.to.map(|at| at.0),
+    };
+    let client = api.pool.get().await?;
+    tenants::get(&**client, tenant).await?;
+    let mut page: PageOf<DeadLetterView> =
+        history_page(dead_letters::list(&client, &filter, cursor, limit).await?);
+    add_marks(&client, &mut page.items).await?;
+    Ok(Json(page))
+}
+
+/// Show a dead letter with its event
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/dead-letters/{id}", tag = "dead letters",
+    params(("tenant" = Uuid, Path), ("id" = String, Path)),
+    responses((status = 200, description = "Found", body = DeadLetterWithEvent), Problems)
+)]
+pub(crate) async fn get_dead_letter(
+    State(api): State<Api>,
+    Ids((tenant, id)): Ids<(TenantId, String)>,
+) -> Result<Json<DeadLetterWithEvent>, Refusal> {
+    let id = parse_id(&id)?;
+    let client = api.pool.get().await?;
+    let DeadLetter { summary, event } = dead_letters::get(&client, tenant, id).await?;
+    let mut view = [DeadLetterView::from(summary)];
+    add_marks(&client, &mut view).await?;
+    let [view] = view;
+    let event = String::from_utf8(event).ok().and_then(|json| RawValue::from_string(json).ok());
+    Ok(Json(DeadLetterWithEvent { view, event: event.ok_or(Refusal::Internal)? }))
+}
+
+async fn add_marks(
+    client: &floodway_store::pool::Client,
+    letters: &mut [DeadLetterView],
+) -> Result<(), Refusal> {
+    let ids: Vec<RetryKey> = letters.iter().map(|letter| letter.id).collect();
+    let marks: HashMap<RetryKey, replays::Marks> =
+        replays::marks(&***client, &ids).await?.into_iter().map(|marks| (marks.letter, marks)).collect();
+    for letter in letters {
+        if let Some(marks) = marks.get(&letter.id) {
+            letter.replays = marks.replays;
+            letter.replayed_at = Some(Timestamp(marks.last_at));
+        }
+    }
+    Ok(())
+}
+
+/// A dead letter on its way.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ReplayRequested {
+    /// The request, as deliveries name it.
+    #[schema(value_type = Uuid)]
+    replay_id: ReplayId,
+}
+
+/// Deliver a dead letter again
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/dead-letters/{id}/replay", tag = "dead letters",
+    params(("tenant" = Uuid, Path), ("id" = String, Path)),
+    responses((status = 202, description = "On its way", body = ReplayRequested), Problems)
+)]
+pub(crate) async fn replay_dead_letter(
+    State(api): State<Api>,
+    Ids((tenant, id)): Ids<(TenantId, String)>,
+) -> Result<(StatusCode, Json<ReplayRequested>), Refusal> {
+    let ids = [parse_id(&id)?];
+    let replay_id = ReplayId(Uuid::now_v7());
+    if replay_batch(&api, tenant, replay_id, &ids, clock::now()).await?.is_empty() {
+        return Err(Refusal::NotFound("dead letter".into()));
+    }
+    Ok((StatusCode::ACCEPTED, Json(ReplayRequested { replay_id })))
+}
+
+/// Dead letters to deliver again.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReplayMany {
+    /// 1 to 1,000 ids; repeated ones count once.
+    ids: Vec<String>,
+}
+
+/// Dead letters on their way.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ReplayManyRequested {
+    /// The request, as deliveries name it.
+    #[schema(value_type = Uuid)]
+    replay_id: ReplayId,
+    /// How many are on their way.
+    count: usize,
+    /// Ids that no dead letter of this tenant has.
+    not_found: Vec<String>,
+}
+
+/// Deliver several dead letters again
+///
+/// They are written in batches. When Kafka or the database fails in between, the answer is 503 and names how many were
+/// written; asking again delivers those twice.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/dead-letters/replay", tag = "dead letters",
+    params(("tenant" = Uuid, Path)), request_body = ReplayMany,
+    responses((status = 202, description = "On its way", body = ReplayManyRequested), Problems)
+)]
+pub(crate) async fn replay_dead_letters(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Body(ReplayMany { ids }): Body<ReplayMany>,
+) -> Result<(StatusCode, Json<ReplayManyRequested>), Refusal> {
+    if !(1..=MAX_IDS).contains(&ids.len()) {
+        return Err(Refusal::Invalid(format!("ids has {} entries, 1 to {MAX_IDS} are allowed", ids.len())));
+    }
+    let ids = distinct_ids(&ids)?;
+    let (replay_id, now) = (ReplayId(Uuid::now_v7()), clock::now());
+    let mut found = HashSet::with_capacity(ids.len());
+    for batch in ids.chunks(BATCH) {
+        match replay_batch(&api, tenant, replay_id, batch, now).await {
+            Ok(written) => found.extend(written),
+            Err(Refusal::Unavailable(reason)) if !found.is_empty() => {
+                let (written, all) = (found.len(), ids.len());
+                return Err(Refusal::Unavailable(
+                    format!("{reason}; {written} of {all} were written as replay {replay_id}").into(),
+                ));
+            }
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    if found.is_empty() {
+        return Err(Refusal::NotFound("dead letter".into()));
+    }
+    let not_found = ids.iter().filter(|id| !found.contains(id)).map(ToString::to_string).collect();
+    Ok((StatusCode::ACCEPTED, Json(ReplayManyRequested { replay_id, count: found.len(), not_found })))
+}
+
+/// Writes some dead letters to `replays`, then their marks. Answers which of them exist.
+async fn replay_batch(
+    api: &Api,
+    tenant: TenantId,
+    replay: ReplayId,
+    ids: &[RetryKey],
+    now: UnixMillis,
+) -> Result<Vec<RetryKey>, Refusal> {
+    let client = api.pool.get().await?;
+    let letters = dead_letters::by_ids(&client, tenant, ids).await?;
+    let subscriptions: HashSet<SubscriptionId> =
+        letters.iter().map(|letter| letter.summary.subscription).collect();
+    for subscription in subscriptions {
+        check_receiver(&client, tenant, subscription).await?;
+    }
+    // The connection is not kept while Kafka is waited for.
+    drop(client);
+    let deliveries: Vec<Delivery<'_>> = letters
+        .iter()
+        .map(|DeadLetter { summary, event }| Delivery {
+            replay,
+            tenant,
+            subscription: summary.subscription,
+            record_key: &summary.record_key,
+            event,
+        })
+        .collect();
+    api.replays.request(ReplayKind::Replay, &deliveries, now).await?;
+    let written: Vec<RetryKey> = letters.iter().map(|letter| letter.summary.id).collect();
+    let client = api.pool.get().await?;
+    replays::mark(&**client, tenant, replay, &written, now).await?;
+    Ok(written)
+}
+
+/// A replay to a subscription that cannot take it would only make another dead letter.
+async fn check_receiver(
+    client: &floodway_store::pool::Client,
+    tenant: TenantId,
+    id: SubscriptionId,
+) -> Result<(), Refusal> {
+    match subscriptions::get(&***client, tenant, id).await {
+        Ok(row) if row.record.state == SubscriptionState::Disabled => {
+            Err(Refusal::Conflict(format!("subscription {id} is disabled: enable it first")))
+        }
+        Ok(_) => Ok(()),
+        Err(floodway_store::Error::NotFound(_)) => {
+            Err(Refusal::Conflict(format!("subscription {id} was deleted")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn parse_id(text: &str) -> Result<RetryKey, Refusal> {
+    text.parse().map_err(|_| Refusal::NotFound("dead letter".into()))
+}
+
+fn distinct_ids(texts: &[String]) -> Result<Vec<RetryKey>, Refusal> {
+    let mut seen = HashSet::with_capacity(texts.len());
+    let mut ids = Vec::with_capacity(texts.len());
+    for text in texts {
+        let id: RetryKey = text.parse().map_err(|_| {
+            let shown: String = text.chars().take(40).collect();
+            Refusal::Invalid(format!("ids holds {shown:?}, which is not the id of a dead letter"))
+        })?;
+        if seen.insert(id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}

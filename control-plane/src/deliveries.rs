@@ -1,0 +1,226 @@
+//! History: what became of deliveries, and how many there were.
+
+use crate::{
+    error::Refusal,
+    extract::{Ids, Parameters, Timestamp},
+    openapi::Problems,
+    page::{PageOf, checked_limit, decode_cursor, encode_cursor, invalid_cursor},
+    routes::Api,
+};
+use axum::{Json, extract::State};
+use floodway_schemas::ids::{SubscriptionId, TenantId};
+use floodway_store::{
+    deliveries::{self, CountFilter, Delivery, DeliveryFilter, SubscriptionCounts},
+    page::{HistoryCursor, Page},
+    tenants,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+/// Decisions by name: what the filter `status` takes.
+const KINDS: [&str; 5] = ["delivered", "retry", "deferred", "dead", "disable"];
+
+/// Which deliveries to list. Absent ones do not restrict.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeliveryQuery {
+    /// To this subscription.
+    #[param(value_type = Option<Uuid>)]
+    subscription: Option<SubscriptionId>,
+    /// With this result: `delivered`, `retry`, `deferred`, `dead` or `disable`.
+    status: Option<String>,
+    /// Of the event with this id.
+    event_id: Option<String>,
+    /// Of events of exactly this type.
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    /// Recorded at this instant or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    from: Option<Timestamp>,
+    /// Recorded before this instant.
+    #[param(value_type = Option<String>, format = DateTime)]
+    to: Option<Timestamp>,
+    /// `next_cursor` of the page before; absent for the first.
+    cursor: Option<String>,
+    /// Most items to return, 1 to 500; default 100.
+    limit: Option<u32>,
+}
+
+/// What became of one attempt.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeliveryView {
+    /// When the attempt ended.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// Whom it was delivered to.
+    #[schema(value_type = Uuid)]
+    subscription: SubscriptionId,
+    /// The event.
+    event_id: String,
+    /// Its type.
+    event_type: String,
+    /// Number of the attempt, from 1.
+    attempt: i32,
+    /// The result: `delivered`, `retry`, `deferred`, `dead` or `disable`.
+    kind: String,
+    /// Why it was given up.
+    reason: Option<String>,
+    /// Status of the response; null when none came.
+    http_status: Option<i32>,
+    /// Class of the failure, such as `timeout`.
+    error: Option<String>,
+    /// What went wrong, for people.
+    detail: Option<String>,
+    /// Duration of the attempt, milliseconds.
+    duration_ms: Option<i32>,
+    /// When the next attempt is due.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    next_at: Option<Timestamp>,
+    /// Start of the response's body.
+    response: Option<String>,
+}
+
+impl From<Delivery> for DeliveryView {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            at: Timestamp(delivery.at),
+            subscription: delivery.subscription,
+            event_id: delivery.event_id,
+            event_type: delivery.event_type,
+            attempt: delivery.attempt,
+            kind: delivery.kind,
+            reason: delivery.reason,
+            http_status: delivery.status,
+            error: delivery.error,
+            detail: delivery.detail,
+            duration_ms: delivery.duration_ms,
+            next_at: delivery.next_at.map(Timestamp),
+            response: delivery.response,
+        }
+    }
+}
+
+/// List deliveries, newest first
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/deliveries", tag = "history", params(("tenant" = Uuid, Path), DeliveryQuery),
+    responses((status = 200, description = "Found", body = PageOf<DeliveryView>), Problems)
+)]
+pub(crate) async fn list_deliveries(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Parameters(query): Parameters<DeliveryQuery>,
+) -> Result<Json<PageOf<DeliveryView>>, Refusal> {
+    let limit = checked_limit(query.limit)?;
+    let cursor = history_cursor(query.cursor.as_deref())?;
+    if let Some(status) = query.status.as_deref().filter(|status| !KINDS.contains(status)) {
+        let shown: String = status.chars().take(32).collect();
+        return Err(Refusal::Invalid(format!("status is {shown:?}, it must be one of {}", KINDS.join(", "))));
+    }
+    let filter = DeliveryFilter {
+        tenant,
+        subscription: query.subscription,
+        kind: query.status,
+        event_id: query.event_id,
+        event_type: query.event_type,
+        from: query.from.map(|at| at.0),
+        to: query.to.map(|at| at.0),
+    };
+    let client = api.pool.get().await?;
+    tenants::get(&**client, tenant).await?;
+    let page = deliveries::list(&client, &filter, cursor, limit).await?;
+    Ok(Json(history_page(page)))
+}
+
+/// The place that an opaque cursor of a history list stands for.
+pub(crate) fn history_cursor(cursor: Option<&str>) -> Result<Option<HistoryCursor>, Refusal> {
+    let Some(cursor) = cursor else { return Ok(None) };
+    let bytes = decode_cursor(cursor)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| invalid_cursor())?;
+    text.parse().map(Some).map_err(|_| invalid_cursor())
+}
+
+/// A page of history as clients see it.
+pub(crate) fn history_page<R, T: From<R>>(page: Page<R>) -> PageOf<T> {
+    PageOf {
+        items: page.items.into_iter().map(T::from).collect(),
+        next_cursor: page.next_cursor.map(|place| encode_cursor(place.as_bytes())),
+    }
+}
+
+/// Which outcomes to count. Absent ones do not restrict.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct CountQuery {
+    /// To this subscription.
+    #[param(value_type = Option<Uuid>)]
+    subscription: Option<SubscriptionId>,
+    /// Recorded in the minute of this instant or later.
+    #[param(value_type = Option<String>, format = DateTime)]
+    from: Option<Timestamp>,
+    /// Recorded in a minute that starts before this instant.
+    #[param(value_type = Option<String>, format = DateTime)]
+    to: Option<Timestamp>,
+}
+
+/// Numbers of outcomes by subscription.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Counts {
+    /// One for each subscription that had an outcome.
+    items: Vec<CountView>,
+}
+
+/// Numbers of outcomes of one subscription.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CountView {
+    /// The subscription.
+    #[schema(value_type = Uuid)]
+    subscription: SubscriptionId,
+    /// Answered 2xx.
+    delivered: i64,
+    /// Failed, to be tried again.
+    retry: i64,
+    /// Not attempted, to be tried later.
+    deferred: i64,
+    /// Given up.
+    dead: i64,
+    /// Given up for 410 Gone.
+    disable: i64,
+}
+
+impl From<SubscriptionCounts> for CountView {
+    fn from(counts: SubscriptionCounts) -> Self {
+        let of = |kind: &str| counts.by_kind.get(kind).copied().unwrap_or(0);
+        Self {
+            subscription: counts.subscription,
+            delivered: of("delivered"),
+            retry: of("retry"),
+            deferred: of("deferred"),
+            dead: of("dead"),
+            disable: of("disable"),
+        }
+    }
+}
+
+/// Count outcomes by subscription
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/counts", tag = "history", params(("tenant" = Uuid, Path), CountQuery),
+    responses((status = 200, description = "Found", body = Counts), Problems)
+)]
+pub(crate) async fn count_deliveries(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Parameters(query): Parameters<CountQuery>,
+) -> Result<Json<Counts>, Refusal> {
+    let filter = CountFilter {
+        tenant,
+        subscription: query.subscription,
+        from: query.from.map(|at| at.0),
+        to: query.to.map(|at| at.0),
+    };
+    let client = api.pool.get().await?;
+    tenants::get(&**client, tenant).await?;
+    let counts = deliveries::counts(&client, &filter).await?;
+    Ok(Json(Counts { items: counts.into_iter().map(CountView::from).collect() }))
+}

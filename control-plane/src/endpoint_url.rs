@@ -1,0 +1,207 @@
+//! Which URLs a subscription may deliver to.
+//!
+//! This refuses mistakes and plain attempts early, with a message. It is not the guard: a host name can resolve to
+//! anything later, so the dispatcher checks every address that it connects to.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use url::{Host, Url};
+
+/// Longest URL, in bytes, as given and as stored.
+const MAX_URL_BYTES: usize = 2_048;
+
+/// Networks that are not the public internet. Documentation and benchmarking ranges are among them: nothing answers there.
+const SPECIAL_NETWORKS: [(&str, &str); 28] = [
+    ("0.0.0.0/8", "unspecified"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "carrier-grade NAT"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local and metadata"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "reserved"),
+    ("192.0.2.0/24", "documentation"),
+    ("192.88.99.0/24", "reserved"),
+    ("192.168.0.0/16", "private"),
+    ("198.18.0.0/15", "benchmarking"),
+    ("198.51.100.0/24", "documentation"),
+    ("203.0.113.0/24", "documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::1/128", "loopback"),
+    ("::ffff:0:0/96", "IPv4-mapped"),
+    ("::/96", "unspecified or IPv4-compatible"),
+    ("64:ff9b::/96", "NAT64"),
+    ("64:ff9b:1::/48", "NAT64"),
+    ("100::/64", "discard-only"),
+    ("2001::/23", "reserved"),
+    ("2001:db8::/32", "documentation"),
+    ("2002::/16", "6to4"),
+    ("3fff::/20", "documentation"),
+    ("fc00::/7", "private or metadata"),
+    ("fe80::/9", "link-local or site-local"),
+    ("ff00::/8", "multicast"),
+];
+
+/// What the operator allows beyond the public internet.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EndpointRules {
+    allowed: Vec<IpNet>,
+    special: Vec<(IpNet, &'static str)>,
+}
+
+impl EndpointRules {
+    pub(crate) fn new(allowed: Vec<IpNet>) -> Self {
+        // The table is checked by a test: every entry parses.
+        let special =
+            SPECIAL_NETWORKS.iter().filter_map(|(net, what)| Some((net.parse().ok()?, *what))).collect();
+        Self { allowed, special }
+    }
+
+    /// The URL as it is stored, or why it cannot be one.
+    pub(crate) fn check(&self, text: &str) -> Result<Url, String> {
+        if text.len() > MAX_URL_BYTES {
+            return Err(format!("url has {} bytes, at most {MAX_URL_BYTES} are allowed", text.len()));
+        }
+        let url = Url::parse(text).map_err(|error| format!("url is not a URL: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err("url must start with https:// or http://".to_owned());
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("url must not hold a user name or password: they would be stored in clear".to_owned());
+        }
+        if url.fragment().is_some() {
+            return Err("url must not have a fragment".to_owned());
+        }
+        if url.as_str().len() > MAX_URL_BYTES {
+            return Err(format!("url has more than {MAX_URL_BYTES} bytes once escaped"));
+        }
+        match url.host() {
+            None => return Err("url has no host".to_owned()),
+            Some(Host::Domain(name)) => self.check_name(name)?,
+            Some(Host::Ipv4(address)) => self.check_address(address.into())?,
+            Some(Host::Ipv6(address)) => self.check_address(address.into())?,
+        }
+        Ok(url)
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), String> {
+        // The URL parser has made it lower case already. A final dot names the same host.
+        let name = name.trim_end_matches('.');
+        if name.is_empty() {
+            return Err("url has no host".to_owned());
+        }
+        let is_local = name == "localhost"
+            || name.ends_with(".localhost")
+            || matches!(name, "localhost.localdomain" | "ip6-localhost" | "ip6-loopback");
+        if is_local && !self.allows(Ipv4Addr::LOCALHOST.into()) && !self.allows(Ipv6Addr::LOCALHOST.into()) {
+            return Err(format!("url names {name}, which is this machine; {ALLOW}"));
+        }
+        if name == "metadata.google.internal" && !self.allows(Ipv4Addr::new(169, 254, 169, 254).into()) {
+            return Err(format!("url names {name}, a metadata service; {ALLOW}"));
+        }
+        Ok(())
+    }
+
+    fn check_address(&self, address: IpAddr) -> Result<(), String> {
+        if self.allows(address) {
+            return Ok(());
+        }
+        match self.special.iter().find(|(net, _)| net.contains(&address)) {
+            Some((net, what)) => Err(format!("url points to {address}, which is {what} ({net}); {ALLOW}")),
+            None => Ok(()),
+        }
+    }
+
+    fn allows(&self, address: IpAddr) -> bool {
+        self.allowed.iter().any(|net| net.contains(&address))
+    }
+}
+
+const ALLOW: &str = "the operator can allow it with FLOODWAY_CONTROL_PLANE__ALLOWED_NETWORKS";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_special_network_parses() {
+        assert_eq!(EndpointRules::new(vec![]).special.len(), SPECIAL_NETWORKS.len());
+    }
+
+    #[test]
+    fn urls_are_judged_as_in_this_table() {
+        let rules = EndpointRules::new(vec![]);
+        let good = [
+            "https://example.com/hook",
+            "http://example.com:8080/a?b=c",
+            "https://EXAMPLE.com",
+            "https://1.1.1.1/",
+            "https://[2606:4700::1111]/",
+            "https://münchen.example/ü",
+            "https://localhost.example.com/",
+            "https://notlocalhost/",
+        ];
+        for url in good {
+            assert!(rules.check(url).is_ok(), "{url}: {:?}", rules.check(url));
+        }
+        let long = format!("https://example.com/{}", "a".repeat(MAX_URL_BYTES));
+        let escaped_long = format!("https://example.com/{}", "ü".repeat(1_000));
+        let bad = [
+            ("", "not a URL"),
+            ("example.com/hook", "not a URL"),
+            ("https://", "not a URL"),
+            ("ftp://example.com/", "must start with"),
+            ("file:///etc/passwd", "must start with"),
+            ("javascript:alert(1)", "must start with"),
+            ("https://user@example.com/", "user name"),
+            ("https://:secret@example.com/", "user name"),
+            ("https://example.com/#top", "fragment"),
+            (&long, "bytes"),
+            (&escaped_long, "escaped"),
+            ("http://localhost/", "this machine"),
+            ("http://LOCALHOST.:80/", "this machine"),
+            ("http://a.localhost/", "this machine"),
+            ("http://metadata.google.internal/", "metadata"),
+            ("http://127.0.0.1/", "loopback"),
+            ("http://127.1/", "loopback"),
+            ("http://0x7f000001/", "loopback"),
+            ("http://2130706433/", "loopback"),
+            ("http://017700000001/", "loopback"),
+            ("http://0.0.0.0/", "unspecified"),
+            ("http://10.1.2.3/", "private"),
+            ("http://172.31.255.255/", "private"),
+            ("http://192.168.0.1/", "private"),
+            ("http://100.64.0.1/", "carrier-grade"),
+            ("http://169.254.169.254/latest/meta-data", "metadata"),
+            ("http://224.0.0.1/", "multicast"),
+            ("http://255.255.255.255/", "reserved"),
+            ("http://[::1]/", "loopback"),
+            ("http://[::]/", "unspecified"),
+            ("http://[::ffff:10.0.0.1]/", "IPv4-mapped"),
+            ("http://[::ffff:1.1.1.1]/", "IPv4-mapped"),
+            ("http://[64:ff9b::a00:1]/", "NAT64"),
+            ("http://[64:ff9b:1::1]/", "NAT64"),
+            ("http://[fd00:ec2::254]/", "metadata"),
+            ("http://[fe80::1]/", "link-local"),
+            ("http://[fec0::1]/", "site-local"),
+            ("http://[ff02::1]/", "multicast"),
+            ("http://[2002:a00:1::]/", "6to4"),
+            ("http://[2001:0:53aa::1]/", "reserved"),
+        ];
+        for (url, reason) in bad {
+            let error = rules.check(url).expect_err(url);
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_allows_passes_and_nothing_else() {
+        let rules = EndpointRules::new(vec!["127.0.0.0/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()]);
+        for url in ["http://127.0.0.1:9000/", "http://localhost:9000/", "http://10.1.1.1/"] {
+            assert!(rules.check(url).is_ok(), "{url}");
+        }
+        for url in ["http://192.168.1.1/", "http://[::1]/", "http://[::ffff:127.0.0.1]/"] {
+            assert!(rules.check(url).is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! From the outbox to the `config` topic, in order.
+//!
+//! Of all replicas one publishes: the one whose session holds the advisory lock. It reads rows after the recorded
+//! position, writes them to the topic, waits for their acknowledgement and records the new position. Whatever fails, it
+//! begins again from the recorded position:
+//!
+//! - Dies between acknowledgement and recording: the same records are written again. Consumers ignore a version that is
+//!   not newer. A batch never holds two records of one entity, so the repeat cannot bring back a state in between,
+//!   which matters for deletions, because a tombstone has no version.
+//! - Loses its session without noticing: the read of the next batch goes over the same session and fails. The batch in
+//!   flight is over within the producer's 5 s; the server gives the lock of a silent session away after 30 s.
+//! - Stands by: tries for the lock once a second.
+//!
+//! Handlers wait for their change's row by [`Publication::settled`]: told at once when the publisher is in this process, by
+//! reading the recorded position otherwise.
+
+use crate::{metrics, pause::Backoff, records::Records};
+use floodway_runtime::health::Component;
+use floodway_store::{
+    Pool,
+    migrate::check_schema,
+    outbox::{self, OutboxRow, Published},
+    pool::DedicatedClient,
+};
+use rdkafka::error::KafkaError;
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use thiserror::Error;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Most rows read at once. A row is at most the size of a subscription, tens of kilobytes.
+const BATCH_ROWS: i64 = 100;
+/// Rows kept after their publication, for whoever looks into what happened.
+const KEPT_ROWS: i64 = 10_000;
+/// How often the publisher looks for rows of other replicas. Rows of its own process wake it at once.
+const IDLE_WAIT: Duration = Duration::from_millis(100);
+/// How often a replica that stands by tries to become the publisher.
+const STANDBY_WAIT: Duration = Duration::from_secs(1);
+/// How often a handler looks at the recorded position, for changes that another replica publishes.
+const SETTLED_POLL: Duration = Duration::from_millis(50);
+
+/// What handlers hold: wakes the publisher and waits for it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Publication {
+    pool: Pool,
+    deadline: Duration,
+    position: watch::Receiver<Published>,
+    wake: Arc<Notify>,
+}
+
+/// Why publishing stopped; it begins anew after a pause.
+#[derive(Debug, Error)]
+enum PublishError {
+    #[error(transparent)]
+    Store(#[from] floodway_store::Error),
+    #[error("config topic: {0}")]
+    Kafka(#[from] KafkaError),
+}
+
+/// Publishes while it is this process's turn.
+pub(crate) struct Publisher {
+    pool: Pool,
+    records: Records,
+    topic: String,
+    position: watch::Sender<Published>,
+    wake: Arc<Notify>,
+    postgresql: Component,
+    kafka: Component,
+}
+
+impl Publication {
+    /// Wakes the publisher of this process, for changes that nobody waits for.
+    pub(crate) fn waker(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    /// Waits until the outbox row `id` is on the topic. Answers the offset by which it is: a consumer that has read so far
+    /// knows the change. `None` when the deadline passes first; the change is stored and will be published.
+    pub(crate) async fn settled(&self, id: i64) -> Option<i64> {
+        self.wake.notify_one();
+        timeout(self.deadline, self.wait_for(id)).await.ok().flatten()
+    }
+
+    async fn wait_for(&self, id: i64) -> Option<i64> {
+        let mut position = self.position.clone();
+        loop {
+            let known = *position.borrow_and_update();
+            if known.outbox_id >= id {
+                return known.kafka_offset;
+            }
+            if let Ok(Ok(())) = timeout(SETTLED_POLL, position.changed()).await {
+                continue;
+            }
+            match self.recorded().await {
+                Ok(recorded) if recorded.outbox_id >= id => return recorded.kafka_offset,
+                // Not yet, or the database is away for a moment: the deadline decides.
+                _ => {}
+            }
+        }
+    }
+
+    async fn recorded(&self) -> Result<Published, floodway_store::Error> {
+        outbox::published(&**self.pool.get().await?).await
+    }
+}
+
+impl Publisher {
+    pub(crate) fn new(
+        pool: Pool,
+        records: Records,
+        topic: String,
+        deadline: Duration,
+        postgresql: Component,
+        kafka: Component,
+    ) -> (Self, Publication) {
+        let wake = Arc::new(Notify::new());
+        let (sender, position) = watch::channel(Published::default());
+        let publication = Publication { pool: pool.clone(), deadline, position, wake: Arc::clone(&wake) };
+        (Self { pool, records, topic, position: sender, wake, postgresql, kafka }, publication)
+    }
+
+    /// Publishes until `stop` is cancelled.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        loop {
+            let result = stop.run_until_cancelled(self.hold_session(&mut backoff)).await;
+            metrics::publisher(false);
+            let Some(Err(error)) = result else { return };
+            metrics::publish_failure();
+            tracing::warn!(%error, "publishing of configuration stopped, trying again");
+            match error {
+                PublishError::Store(error) => self.postgresql.down(error.to_string()),
+                PublishError::Kafka(error) => self.kafka.down(error.to_string()),
+            }
+            if stop.run_until_cancelled(backoff.wait()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for this process's turn, then publishes until something fails.
+    async fn hold_session(&self, backoff: &mut Backoff) -> Result<(), PublishError> {
+        check_schema(&self.pool).await?;
+        let session = self.pool.dedicated().await?;
+        while !outbox::try_become_publisher(&session).await? {
+            self.postgresql.up();
+            tokio::time::sleep(STANDBY_WAIT).await;
+        }
+        metrics::publisher(true);
+        tracing::info!("this process publishes configuration");
+        let mut position = outbox::published(&*session).await?;
+        loop {
+            self.position.send_replace(position);
+            let rows = outbox::rows_after(&*session, position.outbox_id, BATCH_ROWS).await?;
+            self.postgresql.up();
+            if rows.is_empty() {
+                // A permit left by a change that came meanwhile makes this return at once.
+                let _ = timeout(IDLE_WAIT, self.wake.notified()).await;
+                continue;
+            }
+            position = self.publish(&session, first_of_each(&rows)).await?;
+            self.kafka.up();
+            backoff.reset();
+        }
+    }
+
+    async fn publish(
+        &self,
+        session: &DedicatedClient,
+        rows: &[OutboxRow],
+    ) -> Result<Published, PublishError> {
+        let in_flight = rows
+            .iter()
+            .map(|row| self.records.send(&self.topic, &row.entity_key, row.value.as_deref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut position = Published::default();
+        for (row, record) in rows.iter().zip(in_flight) {
+            let offset = record.acknowledged().await?;
+            position = Published { outbox_id: row.id, kafka_offset: Some(offset) };
+        }
+        outbox::record_published(&**session, position).await?;
+        outbox::prune(&**session, KEPT_ROWS).await?;
+        metrics::published(rows.len() as u64, position.outbox_id);
+        Ok(position)
+    }
+}
+
+/// The rows before the first that repeats an entity.
+fn first_of_each(rows: &[OutboxRow]) -> &[OutboxRow] {
+    let mut seen = HashSet::with_capacity(rows.len());
+    let end = rows.iter().position(|row| !seen.insert(&row.entity_key)).unwrap_or(rows.len());
+    &rows[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_ends_before_an_entity_repeats() {
+        let row = |id: i64, key: &str| OutboxRow { id, entity_key: key.to_owned(), value: None };
+        let rows = [row(1, "a"), row(2, "b"), row(3, "a"), row(4, "c")];
+        assert_eq!(first_of_each(&rows).len(), 2);
+        assert_eq!(first_of_each(&rows[2..]).len(), 2);
+        assert_eq!(first_of_each(&rows[..1]).len(), 1);
+    }
+}

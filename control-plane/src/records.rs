@@ -1,0 +1,90 @@
+//! Writing records to Kafka and waiting for their acknowledgement.
+
+use floodway_runtime::kafka::KafkaSettings;
+use rdkafka::{
+    ClientContext, Message,
+    error::KafkaError,
+    message::DeliveryResult,
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    types::RDKafkaErrorCode,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::oneshot;
+
+/// Longest time from sending a record to its acknowledgement, in milliseconds: a person waits for it.
+const MESSAGE_TIMEOUT_MS: &str = "5000";
+/// Longest wait for records in flight when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for an answer when asking whether Kafka is there.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+type Answer = oneshot::Sender<Result<i64, KafkaError>>;
+
+/// Answers each record's sender with its offset.
+struct Acknowledgements;
+
+impl ClientContext for Acknowledgements {}
+
+impl ProducerContext for Acknowledgements {
+    type DeliveryOpaque = Box<Answer>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, answer: Self::DeliveryOpaque) {
+        let offset = match result {
+            Ok(record) => Ok(record.offset()),
+            Err((error, _)) => Err(error.clone()),
+        };
+        // Nobody waits any more when the request was cancelled.
+        let _ = answer.send(offset);
+    }
+}
+
+/// A producer for few records, each awaited. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Records(Arc<ThreadedProducer<Acknowledgements>>);
+
+/// A record that was handed over and not yet acknowledged.
+pub(crate) struct InFlight(oneshot::Receiver<Result<i64, KafkaError>>);
+
+impl Records {
+    pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
+        let mut config = kafka.producer();
+        config.set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
+        Ok(Self(Arc::new(config.create_with_context(Acknowledgements)?)))
+    }
+
+    /// Hands a record over; records of one partition are written in the order of these calls. Without a value it is a
+    /// tombstone.
+    pub(crate) fn send(&self, topic: &str, key: &str, value: Option<&[u8]>) -> Result<InFlight, KafkaError> {
+        let (answer, acknowledged) = oneshot::channel();
+        let mut record = BaseRecord::with_opaque_to(topic, Box::new(answer)).key(key);
+        if let Some(value) = value {
+            record = record.payload(value);
+        }
+        self.0.send(record).map_err(|(error, _)| error)?;
+        Ok(InFlight(acknowledged))
+    }
+
+    /// Asks the brokers for a topic; an error says why Kafka is not usable.
+    pub(crate) async fn probe(&self, topic: &str) -> Result<(), KafkaError> {
+        let (producer, topic) = (Arc::clone(&self.0), topic.to_owned());
+        let probe = move || producer.client().fetch_metadata(Some(&topic), PROBE_TIMEOUT).map(drop);
+        tokio::task::spawn_blocking(probe).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// Waits for records in flight. Call before the process ends.
+    pub(crate) async fn flush(&self) {
+        let producer = Arc::clone(&self.0);
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("records were still in flight at the end");
+        }
+    }
+}
+
+impl InFlight {
+    /// The record's offset, once all in-sync replicas have it.
+    pub(crate) async fn acknowledged(self) -> Result<i64, KafkaError> {
+        // The producer answers every record, at the latest when its timeout passes; it only vanishes at the end.
+        self.0.await.unwrap_or(Err(KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight)))
+    }
+}

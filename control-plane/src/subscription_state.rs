@@ -1,0 +1,158 @@
+//! A subscription's state: active, paused, disabled; and the rotation of its secret.
+//!
+//! Each action leads to one state from some of them, and is refused from the others. Where it changes nothing it is
+//! published again all the same, so that its answer tells as much as that of any change.
+
+use crate::{
+    changed::Changed,
+    error::Refusal,
+    extract::{Ids, OptionalBody, Timestamp},
+    openapi::Problems,
+    routes::Api,
+    secrets::{MAX_OVERLAP, NewSecret, rotated},
+    subscriptions::SubscriptionView,
+};
+use axum::{extract::State, http::StatusCode, response::Response};
+use floodway_runtime::clock;
+use floodway_schemas::{
+    config::SubscriptionState::{self, Active, Disabled, Paused},
+    ids::{SubscriptionId, TenantId},
+};
+use floodway_store::{outbox::ConfigurationWrite, subscriptions};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// How long a replaced secret goes on signing unless the request says otherwise, in seconds.
+const DEFAULT_OVERLAP_SECONDS: u64 = 86_400;
+
+type SubscriptionPath = Ids<(TenantId, SubscriptionId)>;
+
+/// Pause: events are kept and delivered once resumed
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions/{id}/pause", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+)]
+pub(crate) async fn pause_subscription(
+    State(api): State<Api>,
+    path: SubscriptionPath,
+) -> Result<Response, Refusal> {
+    lead_to(&api, path, &[Active, Paused], Paused).await
+}
+
+/// Resume a paused subscription
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions/{id}/resume", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+)]
+pub(crate) async fn resume_subscription(
+    State(api): State<Api>,
+    path: SubscriptionPath,
+) -> Result<Response, Refusal> {
+    lead_to(&api, path, &[Paused, Active], Active).await
+}
+
+/// Disable: events are not matched, pending retries become dead letters
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions/{id}/disable", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+)]
+pub(crate) async fn disable_subscription(
+    State(api): State<Api>,
+    path: SubscriptionPath,
+) -> Result<Response, Refusal> {
+    lead_to(&api, path, &[Active, Paused, Disabled], Disabled).await
+}
+
+/// Enable a disabled subscription
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions/{id}/enable", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+)]
+pub(crate) async fn enable_subscription(
+    State(api): State<Api>,
+    path: SubscriptionPath,
+) -> Result<Response, Refusal> {
+    lead_to(&api, path, &[Disabled, Active], Active).await
+}
+
+async fn lead_to(
+    api: &Api,
+    Ids((tenant, id)): SubscriptionPath,
+    from: &[SubscriptionState],
+    to: SubscriptionState,
+) -> Result<Response, Refusal> {
+    let mut client = api.pool.get().await?;
+    let mut write = ConfigurationWrite::begin(&mut client).await?;
+    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+    if !from.contains(&row.record.state) {
+        return Err(Refusal::Conflict(format!("the subscription is {}", row.record.state.as_str())));
+    }
+    row.record.state = to;
+    subscriptions::update(&mut write, &mut row, clock::now()).await?;
+    let change = write.commit().await?;
+    drop(client);
+    Ok(api.changed(change, SubscriptionView::from(row)).await.into_response(StatusCode::OK))
+}
+
+/// How to rotate.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Rotation {
+    /// Seconds that the replaced secret goes on signing beside the new one, 0 to 604,800; default 86,400.
+    overlap_seconds: u64,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { overlap_seconds: DEFAULT_OVERLAP_SECONDS }
+    }
+}
+
+/// A new secret. The only time that it is shown.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RotatedSecret {
+    /// Verifies deliveries from now on. It is stored sealed and cannot be shown again.
+    secret: String,
+    /// When the replaced secret signs no more.
+    #[schema(value_type = String, format = DateTime)]
+    previous_expires_at: Timestamp,
+    /// Version of the subscription.
+    version: u64,
+}
+
+/// Replace the signing secret
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions/{id}/rotate-secret", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)), request_body = Option<Rotation>,
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<RotatedSecret>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<RotatedSecret>), Problems)
+)]
+pub(crate) async fn rotate_secret(
+    State(api): State<Api>,
+    Ids((tenant, id)): SubscriptionPath,
+    OptionalBody(rotation): OptionalBody<Rotation>,
+) -> Result<Response, Refusal> {
+    let overlap = Duration::from_secs(rotation.overlap_seconds);
+    if overlap > MAX_OVERLAP {
+        return Err(Refusal::Invalid(format!("overlap_seconds must be at most {}", MAX_OVERLAP.as_secs())));
+    }
+    let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
+    let mut client = api.pool.get().await?;
+    let mut write = ConfigurationWrite::begin(&mut client).await?;
+    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+    let now = clock::now();
+    row.record.secrets = rotated(sealed, std::mem::take(&mut row.record.secrets), now, overlap);
+    subscriptions::update(&mut write, &mut row, now).await?;
+    let change = write.commit().await?;
+    drop(client);
+    let rotated = RotatedSecret {
+        secret,
+        previous_expires_at: Timestamp(now.plus(overlap)),
+        version: row.record.version,
+    };
+    Ok(api.changed(change, rotated).await.into_response(StatusCode::OK))
+}

@@ -1,0 +1,405 @@
+//! Subscriptions: create, list, show, change, delete.
+
+use crate::{
+    changed::{Changed, Deleted},
+    delivery_headers,
+    error::Refusal,
+    extract::{Body, Ids, Name, Parameters, Timestamp, present},
+    openapi::Problems,
+    page::{PageOf, PageQuery, rows_for},
+    routes::Api,
+    secrets::NewSecret,
+};
+use axum::{Json, extract::State, http::StatusCode, response::Response};
+use floodway_runtime::clock;
+use floodway_schemas::{
+    config::{CONFIG_VERSION, Format, History, SigningSecret, Subscription, SubscriptionState},
+    ids::{SubscriptionId, TenantId},
+    pattern::TypePattern,
+    retry_policy::{InvalidPolicy, RetryPolicy},
+};
+use floodway_store::{
+    outbox::ConfigurationWrite,
+    subscriptions::{self, SubscriptionRow},
+    tenants,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Most subscriptions of one tenant. Bounds the transaction that deletes a tenant.
+const MAX_SUBSCRIPTIONS: i64 = 10_000;
+/// Most type patterns of one subscription.
+const MAX_TYPES: usize = 64;
+/// Longest attempt unless the subscription says otherwise, in milliseconds.
+const DEFAULT_TIMEOUT_MS: u32 = 15_000;
+/// Bounds of the longest attempt, in milliseconds: shorter ones fail healthy endpoints, longer ones hold connections.
+const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+
+/// A subscription to create.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSubscription {
+    /// Where deliveries go: `https` or `http`, at most 2,048 bytes, no user name, no fragment, no private address.
+    url: String,
+    /// Event types wanted, 1 to 64: exact (`order.created`), by prefix (`order.*`), or all (`*`, the default).
+    #[schema(value_type = Option<Vec<String>>)]
+    types: Option<Vec<TypePattern>>,
+    /// For people: 1 to 200 characters.
+    #[schema(value_type = Option<String>)]
+    name: Option<Name>,
+    /// When failed deliveries are tried again; absent: the default schedule.
+    retry: Option<Retry>,
+    /// What history keeps of successes: `counters` (the default) or `all`.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "counters")]
+    history: History,
+    /// Longest attempt in milliseconds, 100 to 60,000; default 15,000.
+    timeout_ms: Option<u32>,
+    /// Headers added to every delivery: at most 16, no reserved names, no credentials.
+    #[serde(default)]
+    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    headers: BTreeMap<String, String>,
+    /// What the body looks like: `data` (the default), the event's data as sent, or `cloudevents`, the whole envelope.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "data")]
+    format: Format,
+    /// Events recorded earlier are not delivered; default: now.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    active_from: Option<Timestamp>,
+}
+
+/// Fields of a subscription to change; absent ones stay.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SubscriptionChange {
+    /// Where deliveries go.
+    url: Option<String>,
+    /// Event types wanted.
+    #[schema(value_type = Option<Vec<String>>)]
+    types: Option<Vec<TypePattern>>,
+    /// For people; null removes it.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    name: Option<Option<Name>>,
+    /// When failed deliveries are tried again; replaces the whole schedule, null means the default one.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Retry>)]
+    retry: Option<Option<Retry>>,
+    /// What history keeps of successes: `counters` or `all`.
+    #[schema(value_type = Option<String>)]
+    history: Option<History>,
+    /// Longest attempt in milliseconds, 100 to 60,000.
+    timeout_ms: Option<u32>,
+    /// Headers added to every delivery; replaces them all.
+    #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
+    headers: Option<BTreeMap<String, String>>,
+    /// What the body looks like: `data` or `cloudevents`.
+    #[schema(value_type = Option<String>)]
+    format: Option<Format>,
+}
+
+/// When failed deliveries are tried again. Absent fields take their defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Retry {
+    /// Seconds to wait before retry 1, 2, …; after the last one the delivery is dead. At most 64.
+    delays_seconds: Vec<f64>,
+    /// Spread of each delay as a share of it, 0 to 0.5.
+    jitter: f64,
+    /// Seconds after acceptance at which a delivery is given up, 1 to 2,592,000.
+    max_age_seconds: f64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        RetryPolicy::default().into()
+    }
+}
+
+impl From<RetryPolicy> for Retry {
+    fn from(policy: RetryPolicy) -> Self {
+        let RetryPolicy { delays_seconds, jitter, max_age_seconds } = policy;
+        Self { delays_seconds, jitter, max_age_seconds }
+    }
+}
+
+impl TryFrom<Retry> for RetryPolicy {
+    type Error = InvalidPolicy;
+
+    fn try_from(retry: Retry) -> Result<Self, InvalidPolicy> {
+        Self::new(retry.delays_seconds, retry.jitter, retry.max_age_seconds)
+    }
+}
+
+/// A tenant's interest in event types, delivered to one URL.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SubscriptionView {
+    /// Identity.
+    #[schema(value_type = Uuid)]
+    id: SubscriptionId,
+    /// Owner.
+    #[schema(value_type = Uuid)]
+    tenant: TenantId,
+    /// For people.
+    name: Option<String>,
+    /// Where deliveries go.
+    url: String,
+    /// Event types wanted.
+    #[schema(value_type = Vec<String>)]
+    types: Vec<TypePattern>,
+    /// `active`, `paused` or `disabled`.
+    #[schema(value_type = String, example = "active")]
+    state: SubscriptionState,
+    /// Events recorded earlier are not delivered.
+    #[schema(value_type = String, format = DateTime)]
+    active_from: Timestamp,
+    /// When failed deliveries are tried again.
+    retry: Retry,
+    /// What history keeps of successes.
+    #[schema(value_type = String, example = "counters")]
+    history: History,
+    /// Longest attempt, milliseconds.
+    timeout_ms: u32,
+    /// Headers added to every delivery.
+    #[schema(value_type = std::collections::HashMap<String, String>)]
+    headers: BTreeMap<String, String>,
+    /// What the body looks like.
+    #[schema(value_type = String, example = "data")]
+    format: Format,
+    /// The signing secrets, newest first, without the secrets themselves.
+    secrets: Vec<SecretView>,
+    /// Grows with each change.
+    version: u64,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// When it was last changed.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+}
+
+/// A signing secret, without the secret itself.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SecretView {
+    /// After this instant it signs no more; null for the current one.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+}
+
+/// A new subscription. The only time that its first secret is shown.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CreatedSubscription {
+    #[serde(flatten)]
+    view: SubscriptionView,
+    /// Verifies deliveries. It is stored sealed and cannot be shown again.
+    secret: String,
+}
+
+impl From<SubscriptionRow> for SubscriptionView {
+    fn from(row: SubscriptionRow) -> Self {
+        let SubscriptionRow { record, name, created_at, updated_at } = row;
+        let secret_view = |secret: SigningSecret| SecretView { expires_at: secret.expires_at.map(Timestamp) };
+        Self {
+            id: record.id,
+            tenant: record.tenant,
+            name,
+            url: record.url.into(),
+            types: record.types,
+            state: record.state,
+            active_from: Timestamp(record.active_from),
+            retry: record.retry.into(),
+            history: record.history,
+            timeout_ms: record.timeout_ms,
+            headers: record.headers,
+            format: record.format,
+            secrets: record.secrets.into_iter().map(secret_view).collect(),
+            version: record.version,
+            created_at: Timestamp(created_at),
+            updated_at: Timestamp(updated_at),
+        }
+    }
+}
+
+/// Create a subscription
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/subscriptions", tag = "subscriptions", params(("tenant" = Uuid, Path)),
+    request_body = NewSubscription,
+    responses(
+        (status = 201, description = "Created, and on the config topic", body = Changed<CreatedSubscription>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<CreatedSubscription>), Problems
+    )
+)]
+pub(crate) async fn create_subscription(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Body(new): Body<NewSubscription>,
+) -> Result<Response, Refusal> {
+    let id = SubscriptionId(Uuid::now_v7());
+    let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
+    let row = new_row(&api, tenant, id, sealed, new)?;
+    let mut client = api.pool.get().await?;
+    let mut write = ConfigurationWrite::begin(&mut client).await?;
+    tenants::get(write.reader(), tenant).await?;
+    if subscriptions::count(write.reader(), tenant).await? >= MAX_SUBSCRIPTIONS {
+        return Err(Refusal::Conflict(format!(
+            "the tenant has {MAX_SUBSCRIPTIONS} subscriptions, which is the most"
+        )));
+    }
+    subscriptions::insert(&mut write, &row).await?;
+    let change = write.commit().await?;
+    drop(client);
+    let created = CreatedSubscription { view: row.into(), secret };
+    Ok(api.changed(change, created).await.into_response(StatusCode::CREATED))
+}
+
+fn new_row(
+    api: &Api,
+    tenant: TenantId,
+    id: SubscriptionId,
+    secret: SigningSecret,
+    new: NewSubscription,
+) -> Result<SubscriptionRow, Refusal> {
+    let now = clock::now();
+    let record = Subscription {
+        v: CONFIG_VERSION,
+        version: 1,
+        id,
+        tenant,
+        url: api.endpoints.check(&new.url).map_err(Refusal::Invalid)?,
+        types: checked_types(new.types.unwrap_or_else(|| vec![TypePattern::Any]))?,
+        state: SubscriptionState::Active,
+        active_from: new.active_from.map_or(now, |at| at.0),
+        secrets: vec![secret],
+        retry: checked_retry(new.retry)?,
+        history: new.history,
+        timeout_ms: checked_timeout(new.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS))?,
+        headers: delivery_headers::check(new.headers).map_err(Refusal::Invalid)?,
+        format: new.format,
+    };
+    Ok(SubscriptionRow { record, name: new.name.map(|name| name.0), created_at: now, updated_at: now })
+}
+
+/// List a tenant's subscriptions
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/subscriptions", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), PageQuery),
+    responses((status = 200, description = "Found", body = PageOf<SubscriptionView>), Problems)
+)]
+pub(crate) async fn list_subscriptions(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Parameters(query): Parameters<PageQuery>,
+) -> Result<Json<PageOf<SubscriptionView>>, Refusal> {
+    let (after, limit) = (query.after()?.map(SubscriptionId), query.limit()?);
+    let client = api.pool.get().await?;
+    tenants::get(&**client, tenant).await?;
+    let rows = subscriptions::list(&**client, tenant, after, rows_for(limit)).await?;
+    Ok(Json(PageOf::of(rows, limit, |row| row.record.id.0, SubscriptionView::from)))
+}
+
+/// Show a subscription
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/subscriptions/{id}", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Found", body = SubscriptionView), Problems)
+)]
+pub(crate) async fn get_subscription(
+    State(api): State<Api>,
+    Ids((tenant, id)): Ids<(TenantId, SubscriptionId)>,
+) -> Result<Json<SubscriptionView>, Refusal> {
+    let client = api.pool.get().await?;
+    Ok(Json(subscriptions::get(&**client, tenant, id).await?.into()))
+}
+
+/// Change a subscription
+#[utoipa::path(
+    patch, path = "/v1/tenants/{tenant}/subscriptions/{id}", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)), request_body = SubscriptionChange,
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+)]
+pub(crate) async fn change_subscription(
+    State(api): State<Api>,
+    Ids((tenant, id)): Ids<(TenantId, SubscriptionId)>,
+    Body(wanted): Body<SubscriptionChange>,
+) -> Result<Response, Refusal> {
+    let mut client = api.pool.get().await?;
+    let mut write = ConfigurationWrite::begin(&mut client).await?;
+    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+    apply(&api, &mut row, wanted)?;
+    subscriptions::update(&mut write, &mut row, clock::now()).await?;
+    let change = write.commit().await?;
+    drop(client);
+    Ok(api.changed(change, SubscriptionView::from(row)).await.into_response(StatusCode::OK))
+}
+
+fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Result<(), Refusal> {
+    let record = &mut row.record;
+    if let Some(url) = wanted.url {
+        record.url = api.endpoints.check(&url).map_err(Refusal::Invalid)?;
+    }
+    if let Some(types) = wanted.types {
+        record.types = checked_types(types)?;
+    }
+    if let Some(name) = wanted.name {
+        row.name = name.map(|name| name.0);
+    }
+    if let Some(retry) = wanted.retry {
+        record.retry = checked_retry(retry)?;
+    }
+    if let Some(history) = wanted.history {
+        record.history = history;
+    }
+    if let Some(timeout_ms) = wanted.timeout_ms {
+        record.timeout_ms = checked_timeout(timeout_ms)?;
+    }
+    if let Some(headers) = wanted.headers {
+        record.headers = delivery_headers::check(headers).map_err(Refusal::Invalid)?;
+    }
+    if let Some(format) = wanted.format {
+        record.format = format;
+    }
+    Ok(())
+}
+
+/// Delete a subscription; its pending retries are dropped
+#[utoipa::path(
+    delete, path = "/v1/tenants/{tenant}/subscriptions/{id}", tag = "subscriptions",
+    params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<Deleted>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<Deleted>), Problems)
+)]
+pub(crate) async fn delete_subscription(
+    State(api): State<Api>,
+    Ids((tenant, id)): Ids<(TenantId, SubscriptionId)>,
+) -> Result<Response, Refusal> {
+    let mut client = api.pool.get().await?;
+    let mut write = ConfigurationWrite::begin(&mut client).await?;
+    subscriptions::delete(&mut write, tenant, id).await?;
+    let change = write.commit().await?;
+    drop(client);
+    Ok(api.changed(change, Deleted { deleted: true }).await.into_response(StatusCode::OK))
+}
+
+fn checked_types(types: Vec<TypePattern>) -> Result<Vec<TypePattern>, Refusal> {
+    if (1..=MAX_TYPES).contains(&types.len()) {
+        Ok(types)
+    } else {
+        Err(Refusal::Invalid(format!("types has {} entries, 1 to {MAX_TYPES} are allowed", types.len())))
+    }
+}
+
+fn checked_retry(retry: Option<Retry>) -> Result<RetryPolicy, Refusal> {
+    retry.unwrap_or_default().try_into().map_err(|error: InvalidPolicy| Refusal::Invalid(error.to_string()))
+}
+
+fn checked_timeout(timeout_ms: u32) -> Result<u32, Refusal> {
+    if TIMEOUT_MS.contains(&timeout_ms) {
+        Ok(timeout_ms)
+    } else {
+        Err(Refusal::Invalid(format!(
+            "timeout_ms is {timeout_ms}, it must be from {} to {}",
+            TIMEOUT_MS.start(),
+            TIMEOUT_MS.end()
+        )))
+    }
+}

@@ -1,0 +1,120 @@
+use crate::{history::prepare, world::World};
+use floodway_schemas::due::{Due, Origin};
+use floodway_store::{DbInstant, dead_letters::NewDeadLetter, retry};
+use serde_json::json;
+
+const EVENT: &str = r#"{"specversion":"1.0","id":"e","source":"s","type":"order.created","data":{"n": 1.0}}"#;
+
+/// Stores dead letters 0 to `count` in shard 3.
+async fn bury(world: &World, tenant: &str, subscription: &str, count: i64) {
+    prepare(&world.pool).await;
+    let mut client = world.pool.get().await.unwrap();
+    let shard = retry::take_over(&client, 3, "test", 0).await.unwrap();
+    let batch = retry::begin(&mut client, 3, shard.epoch, 0, count).await.unwrap();
+    let letters: Vec<NewDeadLetter> = (0..count)
+        .map(|id| NewDeadLetter {
+            id,
+            at: DbInstant(1_795_275_240_123_000),
+            since: DbInstant(1_795_275_240_000_000),
+            tenant: tenant.parse().unwrap(),
+            subscription: subscription.parse().unwrap(),
+            event_id: "e".to_owned(),
+            event_type: "order.created".to_owned(),
+            record_key: format!("{subscription}/k{id}"),
+            attempts: 9,
+            reason: "attempts_exhausted",
+            status: Some(503),
+            error: Some("status"),
+            detail: None,
+            response: None,
+            event: EVENT.as_bytes().to_vec(),
+        })
+        .collect();
+    batch.add_dead_letters(3, &letters).await.unwrap();
+    batch.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_listed_shown_and_delivered_again() {
+    let world = World::start().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let subscription = world.subscription(&tenant).await;
+    bury(&world, &tenant, &subscription, 3).await;
+    let path = format!("/v1/tenants/{tenant}/dead-letters");
+    let list = world.plane.get(&format!("{path}?limit=2&subscription={subscription}")).await;
+    assert_eq!(list.status, 200, "{list:?}");
+    assert_eq!((&list.json["items"][0]["id"], &list.json["items"][0]["replays"]), (&json!("3-2"), &json!(0)));
+    let rest = world.plane.get(&format!("{path}?limit=2&cursor={}", list.text("next_cursor"))).await;
+    assert_eq!((&rest.json["items"][0]["id"], &rest.json["next_cursor"]), (&json!("3-0"), &json!(null)));
+
+    let replayed = world.plane.call("POST", &format!("{path}/3-1/replay"), None).await;
+    assert_eq!(replayed.status, 202, "{replayed:?}");
+    let records = world.replay_records().await;
+    assert_eq!((records.len(), records[0].key.as_str()), (1, format!("{subscription}/k1").as_str()));
+    let value = records[0].value.clone().unwrap();
+    let due = Due::decode(&value).unwrap();
+    assert_eq!(due.origin, Origin::ReplayId(replayed.text("replay_id").parse().unwrap()));
+    assert_eq!((due.attempt, due.event.get()), (1, EVENT));
+    assert!(due.since.0 > 1_795_275_240_123);
+
+    let shown = world.plane.get(&format!("{path}/3-1")).await;
+    assert_eq!((&shown.json["replays"], &shown.json["attempts"]), (&json!(1), &json!(9)));
+    assert_eq!(shown.json["event"]["type"], "order.created");
+    assert!(!shown.json["replayed_at"].is_null());
+
+    let foreign = format!("/v1/tenants/{other}/dead-letters");
+    for path in [format!("{path}/3-99"), format!("{path}/x"), format!("{foreign}/3-1")] {
+        world.plane.get(&path).await.is_problem(404, "dead letter");
+        world.plane.call("POST", &format!("{path}/replay"), None).await.is_problem(404, "dead letter");
+    }
+    for bad in ["limit=501", "cursor=AAAA", "to=never", "colour=red"] {
+        world.plane.get(&format!("{path}?{bad}")).await.is_problem(400, "");
+    }
+    assert_eq!(world.replay_records().await.len(), 1);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn many_dead_letters_are_delivered_again_under_one_replay_id() {
+    const LETTERS: i64 = 40;
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    let subscription = world.subscription(&tenant).await;
+    bury(&world, &tenant, &subscription, LETTERS).await;
+    let path = format!("/v1/tenants/{tenant}/dead-letters/replay");
+    let mut ids: Vec<String> = (0..LETTERS).map(|id| format!("3-{id}")).collect();
+    ids.extend(["3-0".to_owned(), "9-9".to_owned()]);
+    let answer = world.plane.post(&path, &json!({ "ids": ids }).to_string()).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!((&answer.json["count"], &answer.json["not_found"]), (&json!(LETTERS), &json!(["9-9"])));
+    let records = world.replay_records().await;
+    assert_eq!(records.len() as i64, LETTERS);
+    for record in &records {
+        let value = record.value.clone().unwrap();
+        let origin = Due::decode(&value).unwrap().origin;
+        assert_eq!(origin, Origin::ReplayId(answer.text("replay_id").parse().unwrap()));
+    }
+
+    let too_many: Vec<String> = (0..1_001).map(|id| format!("3-{id}")).collect();
+    world.plane.post(&path, &json!({ "ids": too_many }).to_string()).await.is_problem(400, "1001 entries");
+    world.plane.post(&path, r#"{"ids":[]}"#).await.is_problem(400, "0 entries");
+    world.plane.post(&path, r#"{"ids":["x"]}"#).await.is_problem(400, "\"x\"");
+    world.plane.post(&path, r#"{"ids":["9-9"]}"#).await.is_problem(404, "dead letter");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_replay_to_a_subscription_that_cannot_take_it_is_refused() {
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    let subscription = world.subscription(&tenant).await;
+    bury(&world, &tenant, &subscription, 1).await;
+    let path = format!("/v1/tenants/{tenant}");
+    let replay = format!("{path}/dead-letters/3-0/replay");
+    world.plane.call("POST", &format!("{path}/subscriptions/{subscription}/disable"), None).await;
+    world.plane.call("POST", &replay, None).await.is_problem(409, "disabled");
+    world.plane.delete(&format!("{path}/subscriptions/{subscription}")).await;
+    world.plane.call("POST", &replay, None).await.is_problem(409, "deleted");
+    assert_eq!(world.replay_records().await, []);
+    world.end().await;
+}

@@ -1,0 +1,103 @@
+use crate::world::World;
+use floodway_store::{
+    DbInstant, Pool,
+    deliveries::{CountDelta, NewDelivery},
+    partitions::{self, Plan, Retention},
+    retry,
+};
+use serde_json::json;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Creates the partitions that the retry scheduler would.
+pub(crate) async fn prepare(pool: &Pool) {
+    let mut maintainer = partitions::lock(pool).await.unwrap().unwrap();
+    let month = Duration::from_secs(30 * 86_400);
+    let retention = Retention { deliveries: month, counts: month, dead_letters: month };
+    partitions::maintain(&mut maintainer, Plan::default(), retention).await.unwrap();
+}
+
+fn delivery(id: i64, tenant: &str, subscription: &str, kind: &'static str) -> NewDelivery {
+    NewDelivery {
+        id,
+        at: DbInstant(1_795_275_240_123_000),
+        tenant: tenant.parse().unwrap(),
+        subscription: subscription.parse().unwrap(),
+        event_id: format!("e-{id}"),
+        event_type: "order.created".to_owned(),
+        attempt: 1,
+        kind,
+        reason: None,
+        status: Some(500),
+        error: Some("status"),
+        detail: None,
+        duration_ms: Some(12),
+        next_at: None,
+        response: Some("oops".to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
+    let world = World::start().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let subscription = world.subscription(&tenant).await;
+    prepare(&world.pool).await;
+    let mut client = world.pool.get().await.unwrap();
+    let shard = retry::take_over(&client, 0, "test", 0).await.unwrap();
+    let batch = retry::begin(&mut client, 0, shard.epoch, 0, 4).await.unwrap();
+    let rows = [
+        delivery(0, &tenant, &subscription, "retry"),
+        delivery(1, &tenant, &subscription, "retry"),
+        delivery(2, &tenant, &subscription, "dead"),
+        delivery(3, &other, &subscription, "retry"),
+    ];
+    batch.add_deliveries(0, &rows).await.unwrap();
+    let (tenant_id, subscription_id): (Uuid, Uuid) = (tenant.parse().unwrap(), subscription.parse().unwrap());
+    let count = |kind, n| CountDelta { tenant: tenant_id, subscription: subscription_id, kind, n };
+    batch.add_counts(&[count("delivered", 40), count("retry", 2), count("delivered", 2)]).await.unwrap();
+    batch.commit().await.unwrap();
+    drop(client);
+
+    let path = format!("/v1/tenants/{tenant}/deliveries");
+    let first = world.plane.get(&format!("{path}?limit=2")).await;
+    assert_eq!(first.status, 200, "{first:?}");
+    let ids = |answer: &crate::world::Answer| -> Vec<String> {
+        let items = answer.json["items"].as_array().unwrap().iter();
+        items.map(|item| item["event_id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&first), ["e-2", "e-1"]);
+    let item = &first.json["items"][1];
+    assert_eq!(
+        (&item["http_status"], &item["kind"], &item["response"]),
+        (&json!(500), &json!("retry"), &json!("oops"))
+    );
+    assert_eq!(item["at"], "2026-11-21T15:34:00.123Z");
+    let rest = world.plane.get(&format!("{path}?limit=2&cursor={}", first.text("next_cursor"))).await;
+    assert_eq!((ids(&rest), &rest.json["next_cursor"]), (vec!["e-0".to_owned()], &json!(null)));
+
+    let filters = [
+        (format!("status=dead&subscription={subscription}"), 1),
+        ("event_id=e-1".to_owned(), 1),
+        ("type=order.created".to_owned(), 3),
+        ("type=order".to_owned(), 0),
+        ("to=2020-01-01T00:00:00Z".to_owned(), 0),
+        ("from=2020-01-01T00:00:00Z".to_owned(), 3),
+    ];
+    for (filter, expected) in filters {
+        let answer = world.plane.get(&format!("{path}?{filter}")).await;
+        assert_eq!((answer.status, ids(&answer).len()), (200, expected), "{filter}");
+    }
+    for bad in ["status=lost", "from=yesterday", "subscription=x", "cursor=AAAA", "limit=0", "colour=red"] {
+        world.plane.get(&format!("{path}?{bad}")).await.is_problem(400, "");
+    }
+
+    let counts = world.plane.get(&format!("/v1/tenants/{tenant}/counts?subscription={subscription}")).await;
+    let expected = json!([{
+        "subscription": subscription, "delivered": 42, "retry": 2, "deferred": 0, "dead": 0, "disable": 0,
+    }]);
+    assert_eq!(counts.json["items"], expected);
+    let none = world.plane.get(&format!("/v1/tenants/{other}/counts")).await;
+    assert_eq!(none.json, json!({"items": []}));
+    world.end().await;
+}

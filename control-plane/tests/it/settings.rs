@@ -1,0 +1,77 @@
+use crate::world::{Plane, settings};
+use floodway_control_plane::{ControlPlane, Error, Settings};
+use floodway_runtime::testing::{TestTopics, context, kafka};
+use floodway_store::{Pool, testing::TestDatabase};
+
+#[tokio::test]
+async fn a_missing_admin_key_is_a_startup_error_naming_its_variable() {
+    let pool = Pool::new(&"postgres://127.0.0.1:1/none".into(), "test", 1).unwrap();
+    let settings = Settings { admin_key: None, ..settings() };
+    let error = ControlPlane::bind(settings, context(kafka()), pool).await.unwrap_err();
+    assert!(matches!(error, Error::Setting(_)));
+    assert!(error.to_string().contains("FLOODWAY_CONTROL_PLANE__ADMIN_KEY"), "{error}");
+}
+
+#[tokio::test]
+async fn missing_topics_are_a_startup_error_naming_them() {
+    let database = TestDatabase::create().await;
+    let error = ControlPlane::bind(settings(), context(kafka()), database.pool()).await.unwrap_err();
+    assert!(matches!(error, Error::Topics(_)), "{error}");
+    assert!(error.to_string().contains("-config"), "{error}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_is_a_startup_error_saying_what_to_do() {
+    let (topics, database) = tokio::join!(TestTopics::create(1), TestDatabase::create_empty());
+    let error = ControlPlane::bind(settings(), topics.context(), database.pool()).await.unwrap_err();
+    assert!(error.to_string().contains("floodway migrate"), "{error}");
+    topics.delete().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn without_kafka_and_database_it_starts_and_health_says_why() {
+    let mut away = context(kafka());
+    away.kafka.brokers = "127.0.0.1:1".to_owned();
+    let pool = Pool::new(&"postgres://127.0.0.1:1/none".into(), "test", 1).unwrap();
+    let mut plane = Plane::start(settings(), away, pool).await;
+    let answer = plane.get("/v1/tenants").await;
+    answer.is_problem(503, "database");
+    assert!(!plane.context.health.is_ready());
+    let names: Vec<&str> = plane.context.health.reports().iter().map(|report| report.name).collect();
+    assert_eq!(names, ["postgresql", "kafka"]);
+    plane.stop().await;
+}
+
+#[tokio::test]
+async fn migrations_run_once_when_several_processes_start_together() {
+    let database = TestDatabase::create_empty().await;
+    let (first, second) = tokio::join!(
+        floodway_store::migrate::migrate(&database.url),
+        floodway_store::migrate::migrate(&database.url)
+    );
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_eq!(first.version, second.version);
+    let applied = first.applied.len() + second.applied.len();
+    assert_eq!(applied as i32, floodway_store::migrate::supported_version());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_database_newer_than_the_binary_is_refused() {
+    let database = TestDatabase::create().await;
+    let newer = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+        VALUES (9999, 'later', '2026-01-01T00:00:00Z', '1')";
+    let pool = database.pool();
+    pool.get().await.unwrap().batch_execute(newer).await.unwrap();
+    let refused = [
+        floodway_store::migrate::check_schema(&pool).await.unwrap_err(),
+        floodway_store::migrate::migrate(&database.url).await.unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, floodway_store::Error::Schema(_)), "{error}");
+        assert!(error.to_string().contains("9999") && error.to_string().contains("newer binary"), "{error}");
+    }
+    database.drop().await;
+}

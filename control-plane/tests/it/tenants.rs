@@ -1,0 +1,93 @@
+use crate::world::World;
+use floodway_schemas::config::{ConfigChange, ConfigKey, TenantState};
+use serde_json::json;
+
+const UNKNOWN: &str = "/v1/tenants/01938f2e-0000-7000-8000-000000000001";
+
+#[tokio::test]
+async fn a_tenant_is_on_the_config_topic_before_its_creation_is_answered() {
+    let world = World::start().await;
+    let created = world.plane.post("/v1/tenants", r#"{"name":"Acme","events_per_second":50}"#).await;
+    assert_eq!(created.status, 201, "{created:?}");
+    let records = world.config_records().await;
+    let record = records.iter().find(|record| record.offset == created.offset()).unwrap();
+    let ConfigChange::Tenant(tenant) = record.change() else { panic!("{record:?}") };
+    assert_eq!(tenant.id.to_string(), created.text("id"));
+    assert_eq!((tenant.name.as_str(), tenant.version, tenant.state), ("Acme", 1, TenantState::Active));
+    assert_eq!(tenant.events_per_second.map(|rate| rate.get()), Some(50));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_tenant_can_be_shown_changed_and_deleted() {
+    let world = World::start().await;
+    let plane = &world.plane;
+    let id = world.tenant().await;
+    let path = format!("/v1/tenants/{id}");
+    let shown = plane.get(&path).await;
+    assert_eq!((shown.status, &shown.json["version"], &shown.json["name"]), (200, &json!(1), &json!("Acme")));
+    assert!(shown.json.get("config_offset").is_none());
+
+    let changed = plane.patch(&path, r#"{"state":"suspended","events_per_second":5}"#).await;
+    assert_eq!((changed.status, &changed.json["version"]), (200, &json!(2)), "{changed:?}");
+    assert_eq!((&changed.json["state"], &changed.json["name"]), (&json!("suspended"), &json!("Acme")));
+    let changed = plane.patch(&path, r#"{"events_per_second":null,"name":"Acme & Co"}"#).await;
+    assert_eq!((&changed.json["events_per_second"], &changed.json["version"]), (&json!(null), &json!(3)));
+    plane.patch(&path, r#"{"state":"gone"}"#).await.is_problem(400, "gone");
+    plane.patch(&path, r#"{"events_per_second":0}"#).await.is_problem(400, "events_per_second");
+
+    let subscription = world.subscription(&id).await;
+    let key = plane.post(&format!("{path}/api-keys"), r#"{"name":"k"}"#).await.text("id");
+    let deleted = plane.delete(&path).await;
+    assert_eq!((deleted.status, &deleted.json["deleted"]), (200, &json!(true)));
+    plane.get(&path).await.is_problem(404, "tenant");
+    plane.delete(&path).await.is_problem(404, "tenant");
+    let last: Vec<ConfigChange> =
+        world.config_records().await.iter().rev().take(3).map(|record| record.change()).collect();
+    assert_eq!(last[0], ConfigChange::Deleted(ConfigKey::Tenant(id.parse().unwrap())));
+    assert_eq!(last[1], ConfigChange::Deleted(ConfigKey::Subscription(subscription.parse().unwrap())));
+    assert_eq!(last[2], ConfigChange::Deleted(ConfigKey::ApiKey(key.parse().unwrap())));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn tenants_are_listed_in_pages() {
+    let world = World::start().await;
+    let mut created = Vec::new();
+    for _ in 0..5 {
+        created.push(world.tenant().await);
+    }
+    let (mut listed, mut path) = (Vec::new(), "/v1/tenants?limit=2".to_owned());
+    loop {
+        let page = world.plane.get(&path).await;
+        let items = page.json["items"].as_array().unwrap();
+        assert!(items.len() <= 2);
+        listed.extend(items.iter().map(|item| item["id"].as_str().unwrap().to_owned()));
+        match page.json["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/tenants?limit=2&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!(listed, created);
+    for query in ["limit=0", "limit=501", "limit=x", "cursor=zzz"] {
+        world.plane.get(&format!("/v1/tenants?{query}")).await.is_problem(400, "");
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn unknown_tenants_and_bad_names_are_refused() {
+    let world = World::start().await;
+    let plane = &world.plane;
+    plane.get(UNKNOWN).await.is_problem(404, "tenant");
+    plane.get("/v1/tenants/not-an-id").await.is_problem(404, "");
+    plane.patch(UNKNOWN, "{}").await.is_problem(404, "tenant");
+    for list in ["api-keys", "subscriptions", "deliveries", "counts", "dead-letters"] {
+        plane.get(&format!("{UNKNOWN}/{list}")).await.is_problem(404, "tenant");
+    }
+    for name in ["", "a\\u0007b", &"x".repeat(201)] {
+        plane.post("/v1/tenants", &format!("{{\"name\":\"{name}\"}}")).await.is_problem(400, "name");
+    }
+    plane.post("/v1/tenants", "{}").await.is_problem(400, "name");
+    world.end().await;
+}
