@@ -1,4 +1,4 @@
-//! `POST /v1/events`: limit, authenticate, read, parse, publish, answer.
+//! `POST /v1/events`: authenticate, read, parse, limit, publish, answer. The rate is taken once the events are counted.
 
 use crate::{
     authenticate::KeyTable,

@@ -1,4 +1,4 @@
-//! What can go wrong: [`Error`] ends the role, [`Refusal`] answers one request.
+//! What can go wrong: an `Error` ends the role, a `Refusal` answers one request.
 
 use floodway_runtime::{kafka::KafkaError, topics::TopicsError};
 use floodway_schemas::problem::Problem;
