@@ -1,0 +1,59 @@
+# The one list of tasks. `make help` prints it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Arguments for the demo: `make run ARGS=--once`.
+ARGS ?=
+
+# Both servers' addresses, as scripts/stack wrote them.
+WITH_STACK := . .stack/env;
+
+.PHONY: help
+help: ## Print this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+.PHONY: run
+run: stack ## Build in release, start everything, deliver 10,000 sample events (ARGS=--once: then stop)
+	cargo build --release --locked --package floodway --package floodway-loadtest
+	$(WITH_STACK) exec target/release/loadtest demo --floodway target/release/floodway $(ARGS)
+
+.PHONY: test
+test: prerequisites lint stack ## Run every check and test that CI runs
+	cargo build --workspace --locked
+	$(WITH_STACK) cargo test --workspace --locked
+	$(MAKE) k8s-check
+
+.PHONY: lint
+lint: ## Check formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- --deny warnings
+
+.PHONY: stack
+stack: ## Start Kafka and PostgreSQL on loopback ports (installs what is missing)
+	scripts/stack up
+
+.PHONY: stack-down
+stack-down: ## Stop Kafka and PostgreSQL, keep their data
+	scripts/stack down
+
+.PHONY: prerequisites
+prerequisites: ## Install, or name, what builds and tests need
+	scripts/stack prerequisites
+
+.PHONY: bench
+bench: ## Run the micro-benchmarks of the hot paths
+	cargo bench --locked --package floodway-benches
+
+.PHONY: k8s-check
+k8s-check: ## Validate the Kubernetes manifests against committed schemas and against the code
+	scripts/k8s-check
+
+.PHONY: image
+image: ## Build the container image (needs Docker)
+	docker build --tag floodway:dev .
+
+.PHONY: deny
+deny: ## Check licences, advisories and sources of all dependencies (needs cargo-deny)
+	cargo deny check

@@ -1,0 +1,141 @@
+//! The life of a process that runs one or more roles: bind all, run all, drain all.
+
+use crate::{config::Settings, error::Error};
+use floodway_control_plane::ControlPlane;
+use floodway_dispatcher::Dispatcher;
+use floodway_ingest::Ingest;
+use floodway_retry_scheduler::RetryScheduler;
+use floodway_runtime::{
+    Context,
+    admin::{self, Admin},
+    health::Health,
+    shutdown,
+};
+use floodway_schemas::seal::SealingKeys;
+use floodway_store::{Pool, pool::DEFAULT_POOL_SIZE};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A role of the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Ingest,
+    Dispatcher,
+    RetryScheduler,
+    ControlPlane,
+}
+
+impl Role {
+    /// Every role, in the order of the pipeline.
+    pub(crate) const ALL: [Self; 4] = [Self::Ingest, Self::Dispatcher, Self::RetryScheduler, Self::ControlPlane];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Dispatcher => "dispatcher",
+            Self::RetryScheduler => "retry-scheduler",
+            Self::ControlPlane => "control-plane",
+        }
+    }
+
+    pub(crate) const fn needs_database(self) -> bool {
+        matches!(self, Self::RetryScheduler | Self::ControlPlane)
+    }
+
+    pub(crate) const fn needs_sealing_key(self) -> bool {
+        matches!(self, Self::Dispatcher | Self::ControlPlane)
+    }
+}
+
+/// Runs the roles until a signal comes or one of them fails; returns when all have drained.
+pub(crate) async fn run(roles: &[Role], settings: Settings) -> Result<(), Error> {
+    settings.validate(roles)?;
+    let metrics = admin::install_metrics().map_err(Error::settings)?;
+    let health = Health::default();
+    let admin = Admin::bind(&settings.admin, health.clone(), metrics).await.map_err(Error::settings)?;
+    tracing::info!(address = %admin.address()?, "health and metrics");
+    let sealing = match &settings.sealing_key {
+        Some(_) => settings.sealing_keys()?,
+        None => SealingKeys::none(),
+    };
+    let context =
+        Context { kafka: settings.kafka()?, sealing: Arc::new(sealing), health, shutdown: CancellationToken::new() };
+
+    let mut running = JoinSet::new();
+    for role in roles {
+        start(*role, &settings, &context, &mut running).await?;
+    }
+    let (listeners, admin_stopped) = (TaskTracker::new(), CancellationToken::new());
+    listeners.spawn(admin.run(admin_stopped.clone()));
+    listeners.spawn(wait_for_signal(context.shutdown.clone()));
+
+    let ended = drain(running, &context.shutdown).await;
+    admin_stopped.cancel();
+    listeners.close();
+    listeners.wait().await;
+    ended
+}
+
+async fn wait_for_signal(shutdown: CancellationToken) {
+    if let Err(error) = shutdown::on_signal(shutdown).await {
+        tracing::error!(%error, "signals cannot be received: end this process with SIGKILL");
+    }
+}
+
+type Running = JoinSet<Result<(), Error>>;
+
+/// Builds a role and spawns it. What fails here is a setting, or what a setting points to.
+async fn start(role: Role, settings: &Settings, context: &Context, running: &mut Running) -> Result<(), Error> {
+    let context = Context { health: context.health.for_role(role.name()), ..context.clone() };
+    match role {
+        Role::Ingest => {
+            let ingest = Ingest::bind(settings.ingest.clone(), context).await.map_err(Error::settings)?;
+            tracing::info!(address = %ingest.address(), "ingest accepts events");
+            running.spawn(async move { ingest.run().await.map_err(|error| failed(role, &error)) });
+        }
+        Role::Dispatcher => {
+            let dispatcher =
+                Dispatcher::bind(settings.dispatcher.clone(), context).await.map_err(Error::settings)?;
+            running.spawn(async move { dispatcher.run().await.map_err(|error| failed(role, &error)) });
+        }
+        Role::RetryScheduler => {
+            let pool = pool(settings, role)?;
+            let scheduler = RetryScheduler::bind(settings.retry_scheduler.clone(), context, pool)
+                .await
+                .map_err(Error::settings)?;
+            running.spawn(async move { scheduler.run().await.map_err(|error| failed(role, &error)) });
+        }
+        Role::ControlPlane => {
+            let pool = pool(settings, role)?;
+            let control_plane = ControlPlane::bind(settings.control_plane.clone(), context, pool)
+                .await
+                .map_err(Error::settings)?;
+            tracing::info!(address = %control_plane.address(), "control plane serves its API");
+            running.spawn(async move { control_plane.run().await.map_err(|error| failed(role, &error)) });
+        }
+    }
+    Ok(())
+}
+
+fn pool(settings: &Settings, role: Role) -> Result<Pool, Error> {
+    Pool::new(settings.database_url()?, &format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE).map_err(Error::settings)
+}
+
+fn failed(role: Role, error: &dyn std::error::Error) -> Error {
+    Error::Role { role: role.name(), reason: error.to_string() }
+}
+
+/// Waits for every role. The first to fail takes the others down with it: half a process helps nobody.
+async fn drain(mut running: Running, shutdown: &CancellationToken) -> Result<(), Error> {
+    let mut first_error = None;
+    while let Some(ended) = running.join_next().await {
+        let result = ended.unwrap_or_else(|panic| Err(Error::Failed(format!("a role panicked: {panic}"))));
+        if let Err(error) = result {
+            tracing::error!(%error, "shutting down");
+            first_error.get_or_insert(error);
+        }
+        shutdown.cancel();
+    }
+    first_error.map_or(Ok(()), Err)
+}
