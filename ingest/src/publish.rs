@@ -342,14 +342,26 @@ mod tests {
     use super::*;
     use rdkafka::{
         mocking::MockCluster,
+        producer::DefaultProducerContext,
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
 
     const KEY: &[u8] = b"tenant/key";
 
+    /// Gives up soon: for what cannot succeed.
     fn settings() -> Settings {
         Settings { publish_timeout: Duration::from_secs(1), ..Settings::default() }
     }
+
+    /// A cluster in this process, and a publisher on it with enough time for its first connection.
+    fn mocked(publish_timeout: Duration) -> (MockCluster<'static, DefaultProducerContext>, Publisher) {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let publisher = publisher(&cluster.bootstrap_servers(), &Settings { publish_timeout, ..settings() });
+        (cluster, publisher)
+    }
+
+    const AMPLE: Duration = Duration::from_secs(20);
 
     fn publisher(brokers: &str, settings: &Settings) -> Publisher {
         let kafka = KafkaSettings { brokers: brokers.to_owned(), ..KafkaSettings::default() };
@@ -402,9 +414,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_acknowledged_event_is_delivered_and_one_without_an_answer_is_unknown() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        let (cluster, publisher) = mocked(Duration::from_secs(5));
         assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
         assert_eq!(publisher.probe(Duration::from_secs(5)), Ok(()));
         cluster.broker_round_trip_time(1, Duration::from_secs(30)).unwrap();
@@ -413,18 +423,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_event_larger_than_the_broker_takes_fails_alone() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        let (_cluster, publisher) = mocked(AMPLE);
         let values = [vec![b'x'; 10], vec![b'x'; 3 * 1024 * 1024], vec![b'x'; 10]];
         assert_eq!(fates(&publisher, &values).await, [Fate::Delivered, Fate::TooLarge, Fate::Delivered]);
     }
 
     #[tokio::test]
     async fn a_producer_that_failed_for_good_is_replaced() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let publisher = publisher(&cluster.bootstrap_servers(), &settings());
+        let (cluster, publisher) = mocked(AMPLE);
         assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
         // A broker that has lost track of the producer's sequence.
         cluster.request_errors(
