@@ -1,1 +1,175 @@
-//! Placeholder.
+//! The retry scheduler: consumes `outcomes` and keeps what they ask for, delayed retries, dead letters and history, in
+//! partitioned PostgreSQL; produces retries to `due` when their time has come.
+//!
+//! In reading order: [`members`](self) learns which shards are this process's; `shard` is the life of one, with the
+//! protocol and what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp`
+//! when a retry is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
+
+mod backoff;
+mod batch;
+mod clamp;
+pub mod config;
+mod dependency;
+pub mod error;
+mod intake;
+mod maintain;
+mod members;
+mod metrics;
+mod pending;
+mod publish;
+mod read;
+mod reader;
+mod repeats;
+mod shard;
+mod stop;
+mod takeover;
+
+pub use config::Settings;
+pub use error::Error;
+
+use crate::{
+    backoff::Backoff,
+    dependency::{Dependency, Reporter},
+    metrics::Metrics,
+    publish::Publisher,
+    shard::Shared,
+    stop::{Ending, Stop},
+};
+use floodway_runtime::{
+    Context,
+    topics::{self, TopicsError},
+};
+use floodway_schemas::topic::Topic;
+use floodway_store::Pool;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, oneshot},
+    task::JoinSet,
+};
+
+/// The topics that the role uses. `outcomes` and `due` must have equally many partitions: shard *s* produces to *s*.
+const TOPICS: [Topic; 3] = [Topic::Outcomes, Topic::Due, Topic::DeadLetters];
+
+/// The role, built and not yet running.
+#[derive(Debug)]
+pub struct RetryScheduler {
+    settings: Settings,
+    context: Context,
+    pool: Pool,
+}
+
+impl RetryScheduler {
+    /// Checks the settings and, if Kafka answers, the topics. Neither Kafka nor PostgreSQL has to be there yet.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] naming the setting, [`Error::Topics`] when topics are missing or not as they have to be.
+    pub async fn bind(settings: Settings, context: Context, pool: Pool) -> Result<Self, Error> {
+        settings.validate().map_err(Error::Settings)?;
+        match topics::check(&context.kafka, &TOPICS).await {
+            Ok(_) => {}
+            Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Self { settings, context, pool })
+    }
+
+    /// Schedules until the context's shutdown is cancelled, then waits for what is in flight and returns. Dropping the
+    /// future instead ends everything at once, as a crash would.
+    ///
+    /// # Errors
+    /// When a client or a thread cannot be made, or the producer failed for good.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { settings, context, pool } = self;
+        let health = &context.health;
+        let shared = Arc::new(Shared {
+            publisher: Publisher::new(&context.kafka)?,
+            kafka: context.kafka.clone(),
+            pool,
+            handle: Handle::current(),
+            metrics: Metrics::new(),
+            kafka_health: Dependency::new(health.component("kafka", true)),
+            database_health: Dependency::new(health.component("postgresql", true)),
+            // Lost outcomes are for people to look into; the role does its work.
+            outcomes_log: Dependency::new(health.component("outcomes log", false)),
+            partitions_wanted: Notify::new(),
+            positions: Mutex::default(),
+            owner: format!("{}-{:08x}", std::process::id(), rand::random::<u32>()),
+            settings,
+        });
+        shared.outcomes_log.up(Reporter::Role);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(maintain::run(Arc::clone(&shared), context.shutdown.clone()));
+        if !await_topics(&shared, &context).await {
+            return Ok(());
+        }
+        let stop = Arc::new(Stop::default());
+        let _abort = AbortOnDrop(Arc::clone(&stop));
+        let ended = start_members(&shared, &stop)?;
+        tokio::pin!(ended);
+        let result = tokio::select! {
+            result = &mut ended => result,
+            () = context.shutdown.cancelled() => {
+                stop.request(Ending::Drain);
+                ended.await
+            }
+        };
+        flush(&shared).await;
+        tasks.shutdown().await;
+        // The sender is dropped without a word only by a panic.
+        result.unwrap_or(Err(Error::Panicked("the group's thread")))
+    }
+}
+
+/// Ends the threads at once when the role's future is dropped.
+struct AbortOnDrop(Arc<Stop>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.request(Ending::Abort);
+    }
+}
+
+/// Waits until the topics are there and right; `false` when the role is to end.
+async fn await_topics(shared: &Shared, context: &Context) -> bool {
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    loop {
+        let checked = tokio::select! {
+            () = context.shutdown.cancelled() => return false,
+            checked = topics::check(&shared.kafka, &TOPICS) => checked,
+        };
+        let Err(error) = checked else {
+            shared.kafka_health.up(Reporter::Role);
+            return true;
+        };
+        shared.kafka_health.down(Reporter::Role, error.to_string());
+        tokio::select! {
+            () = context.shutdown.cancelled() => return false,
+            () = tokio::time::sleep(backoff.next(rand::random())) => {}
+        }
+    }
+}
+
+fn start_members(
+    shared: &Arc<Shared>,
+    stop: &Arc<Stop>,
+) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
+    let (ended, receiver) = oneshot::channel();
+    let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
+    std::thread::Builder::new().name("retry-members".to_owned()).spawn(move || {
+        let result = members::run(&shared, &shared.kafka, &stop);
+        // Nobody listens any more when the role's future was dropped.
+        let _ = ended.send(result);
+    })?;
+    Ok(receiver)
+}
+
+async fn flush(shared: &Arc<Shared>) {
+    let (shared, timeout) = (Arc::clone(shared), shared.settings.drain_timeout);
+    if tokio::task::spawn_blocking(move || shared.publisher.flush(timeout)).await.is_err() {
+        tracing::error!("flushing the producer panicked");
+    }
+}

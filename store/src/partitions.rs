@@ -455,9 +455,7 @@ mod tests {
             for (hours_later, retry_hours, retry_days) in passes {
                 now = DbInstant(now.0 + hours_later * HOUR_US / 7);
                 let plan = Plan { retry_hours, retry_days, ..Plan::default() };
-                for table in [Table::Retry] {
-                    existing.extend(missing(table, plan, now, &existing));
-                }
+                existing.extend(missing(Table::Retry, plan, now, &existing));
                 let instant = DbInstant(now.0 + (probe * retry_days as f64 * DAY_US as f64) as i64 - 1);
                 let instant = instant.max(now);
                 let covering = existing.iter().filter(|s| s.start <= instant && instant < s.end()).count();

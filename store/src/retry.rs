@@ -92,6 +92,9 @@ pub struct PendingRetry {
 /// Why a batch was not written.
 #[derive(Debug, ThisError)]
 pub enum WriteError {
+    /// Another owner took over, or the row is not where this owner left it.
+    #[error("another process owns the shard")]
+    Fenced,
     /// A row's partition does not exist yet: create partitions, then try again.
     #[error("a partition is missing")]
     MissingPartition,
@@ -256,15 +259,17 @@ pub struct Batch<'c> {
     pub cursor: Position,
 }
 
-/// Opens the transaction that stores the outcomes from offset `from` up to, not including, `to`. `None` when another
-/// owner took over, or the row is not where this owner left it.
-pub async fn begin<'c>(
-    client: &'c mut Client,
+/// Opens the transaction that stores the outcomes from offset `from` up to, not including, `to`.
+///
+/// # Errors
+/// [`WriteError::Fenced`] when another owner took over, or the row is not where this owner left it.
+pub async fn begin(
+    client: &mut Client,
     shard: i32,
     epoch: i64,
     from: i64,
     to: i64,
-) -> Result<Option<Batch<'c>>, WriteError> {
+) -> Result<Batch<'_>, WriteError> {
     let transaction = client.transaction().await?;
     let sql = "-- begin_batch
         UPDATE retry_shard SET next_offset = $4, batched_at = clock_timestamp()
@@ -272,17 +277,15 @@ pub async fn begin<'c>(
         RETURNING clock_timestamp(), cur_due, cur_id";
     let parameters: [(&(dyn ToSql + Sync), Type); 4] =
         [(&shard, Type::INT4), (&epoch, Type::INT8), (&from, Type::INT8), (&to, Type::INT8)];
-    let Some(row) = transaction.query_typed_opt(sql, &parameters).await? else {
-        return Ok(None);
-    };
+    let row = transaction.query_typed_opt(sql, &parameters).await?.ok_or(WriteError::Fenced)?;
     let db_now = row.try_get(0)?;
     let cursor = Position { due: row.try_get(1)?, id: row.try_get(2)? };
-    Ok(Some(Batch { transaction, db_now, cursor }))
+    Ok(Batch { transaction, db_now, cursor })
 }
 
 impl Batch<'_> {
     /// Appends pending retries.
-    pub async fn add_retries(&self, shard: i32, rows: &[NewRetry]) -> Result<(), WriteError> {
+    pub async fn add_retries(&self, shard: i32, rows: &[&NewRetry]) -> Result<(), WriteError> {
         const TYPES: [Type; 9] = [
             Type::INT4,
             Type::TIMESTAMPTZ,
@@ -314,7 +317,7 @@ impl Batch<'_> {
     }
 
     /// Appends history, recorded at [`Batch::db_now`].
-    pub async fn add_deliveries(&self, shard: i32, rows: &[NewDelivery]) -> Result<(), WriteError> {
+    pub async fn add_deliveries(&self, shard: i32, rows: &[&NewDelivery]) -> Result<(), WriteError> {
         let recorded_at = self.db_now;
         self.copy(deliveries::COPY, &deliveries::COLUMNS, rows, async |writer, row| {
             writer.write(&row.values(&recorded_at, &shard)).await
@@ -323,7 +326,7 @@ impl Batch<'_> {
     }
 
     /// Appends counts, for the minute of [`Batch::db_now`].
-    pub async fn add_counts(&self, rows: &[CountDelta]) -> Result<(), WriteError> {
+    pub async fn add_counts(&self, rows: &[&CountDelta]) -> Result<(), WriteError> {
         let minute = deliveries::minute_of(self.db_now);
         self.copy(deliveries::COPY_COUNTS, &deliveries::COUNT_COLUMNS, rows, async |writer, row| {
             writer.write(&row.values(&minute)).await
@@ -332,7 +335,7 @@ impl Batch<'_> {
     }
 
     /// Appends dead letters, recorded at [`Batch::db_now`].
-    pub async fn add_dead_letters(&self, shard: i32, rows: &[NewDeadLetter]) -> Result<(), WriteError> {
+    pub async fn add_dead_letters(&self, shard: i32, rows: &[&NewDeadLetter]) -> Result<(), WriteError> {
         let recorded_at = self.db_now;
         self.copy(dead_letters::COPY, &dead_letters::COLUMNS, rows, async |writer, row| {
             writer.write(&row.values(&recorded_at, &shard)).await
@@ -349,7 +352,7 @@ impl Batch<'_> {
         &self,
         sql: &str,
         types: &[Type],
-        rows: &[T],
+        rows: &[&T],
         write: impl AsyncFn(std::pin::Pin<&mut BinaryCopyInWriter>, &T) -> Result<(), tokio_postgres::Error>,
     ) -> Result<(), WriteError> {
         if rows.is_empty() {

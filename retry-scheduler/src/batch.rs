@@ -1,0 +1,179 @@
+//! Outcomes on their way into one transaction, and what becomes of their rows there.
+
+use crate::{
+    clamp::{self, Limits},
+    publish::Acks,
+    read::{Count, Entry, Letter, Poison},
+};
+use floodway_store::{
+    DbInstant,
+    dead_letters::NewDeadLetter,
+    deliveries::{CountDelta, NewDelivery},
+    retry::{NewRetry, Position},
+};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Consecutive outcomes of a shard: everything from offset `from` up to, not including, `to`.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) from: i64,
+    pub(crate) to: i64,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) letters: Letters,
+    /// Records that cannot be used, for one line in the log.
+    pub(crate) poison: Vec<(i64, Poison)>,
+    records: usize,
+    bytes: usize,
+    opened: Option<Instant>,
+}
+
+/// How far the dead letters of a batch are on their way to their topic, where they must be before they are stored.
+#[derive(Debug)]
+pub(crate) enum Letters {
+    /// Not sent, or not again until this instant.
+    Unsent(Option<Instant>),
+    /// Waiting for acknowledgements.
+    Sent(Arc<Acks>),
+    /// All acknowledged.
+    Done,
+}
+
+impl Batch {
+    /// An empty batch that starts at `from`.
+    pub(crate) fn new(from: i64) -> Self {
+        Self {
+            from,
+            to: from,
+            entries: Vec::new(),
+            letters: Letters::Unsent(None),
+            poison: Vec::new(),
+            records: 0,
+            bytes: 0,
+            opened: None,
+        }
+    }
+
+    /// A record was read at `offset`; it becomes `entry`, or nothing.
+    pub(crate) fn push(&mut self, offset: i64, entry: Option<Entry>, now: Instant) {
+        self.opened.get_or_insert(now);
+        self.to = offset + 1;
+        self.records += 1;
+        if let Some(entry) = entry {
+            self.bytes += entry.bytes;
+            self.entries.push(entry);
+        }
+    }
+
+    /// When the batch is to be stored even if it is not full; `None` while it is empty.
+    pub(crate) fn deadline(&self, linger: Duration) -> Option<Instant> {
+        self.opened.map(|opened| opened + linger)
+    }
+
+    /// Whether no more may be added.
+    pub(crate) fn is_full(&self, rows: usize, bytes: usize) -> bool {
+        self.records >= rows || self.bytes >= bytes
+    }
+
+    /// Two batches in place of this one, to find the row that the database refuses; `None` for a single outcome.
+    pub(crate) fn split(mut self) -> Result<(Self, Self), Self> {
+        if self.entries.len() < 2 {
+            return Err(self);
+        }
+        let second = self.entries.split_off(self.entries.len() / 2);
+        let middle = second[0].offset;
+        let rest = Self { to: self.to, entries: second, letters: Letters::Done, ..Self::new(middle) };
+        Ok((Self { to: middle, letters: Letters::Done, ..self }, rest))
+    }
+
+    /// The dead letters, for their topic.
+    pub(crate) fn letters(&self) -> Vec<&Letter> {
+        self.entries.iter().filter_map(|entry| entry.letter.as_ref()).collect()
+    }
+}
+
+/// The rows of a batch, by table.
+#[derive(Debug, Default)]
+pub(crate) struct Rows<'e> {
+    pub(crate) retries: Vec<&'e NewRetry>,
+    pub(crate) deliveries: Vec<&'e NewDelivery>,
+    pub(crate) dead_letters: Vec<&'e NewDeadLetter>,
+    pub(crate) counts: Vec<CountDelta>,
+}
+
+/// Decides when the retries among `entries` are due, by the clock that was read in their transaction.
+pub(crate) fn place(entries: &mut [Entry], db_now: DbInstant, floor: Position, limits: Limits) {
+    for entry in entries {
+        let Some(later) = &mut entry.retry else { continue };
+        let wanted = clamp::wanted(db_now, later.delay, later.produced_at, limits);
+        let due = clamp::clamp(wanted, db_now, floor);
+        later.row.position = Position { due, id: entry.offset };
+        if let Some(delivery) = &mut entry.delivery {
+            delivery.next_at = Some(due);
+        }
+    }
+}
+
+/// Sorts rows by their table, and counts.
+pub(crate) fn rows(entries: &[Entry]) -> Rows<'_> {
+    let mut rows = Rows::default();
+    let mut counts: BTreeMap<Count, i64> = BTreeMap::new();
+    for entry in entries {
+        *counts.entry(entry.count).or_default() += 1;
+        rows.retries.extend(entry.retry.iter().map(|later| &later.row));
+        rows.deliveries.extend(&entry.delivery);
+        rows.dead_letters.extend(entry.letter.iter().map(|letter| &letter.row));
+    }
+    rows.counts = counts
+        .into_iter()
+        .map(|(Count { tenant, subscription, kind }, n)| CountDelta { tenant, subscription, kind, n })
+        .collect();
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn entry(offset: i64, kind: &'static str) -> Entry {
+        let count = Count { tenant: Uuid::nil(), subscription: Uuid::nil(), kind };
+        Entry { offset, bytes: 10, count, retry: None, delivery: None, letter: None }
+    }
+
+    #[test]
+    fn a_batch_closes_by_rows_by_bytes_or_by_age() {
+        let now = Instant::now();
+        let mut batch = Batch::new(7);
+        assert_eq!(batch.deadline(Duration::from_millis(20)), None);
+        batch.push(7, Some(entry(7, "retry")), now);
+        batch.push(9, None, now + Duration::from_millis(5));
+        assert_eq!((batch.from, batch.to), (7, 10));
+        assert_eq!(batch.deadline(Duration::from_millis(20)), Some(now + Duration::from_millis(20)));
+        assert!(batch.is_full(2, 100) && batch.is_full(5, 10) && !batch.is_full(3, 11));
+    }
+
+    #[test]
+    fn the_halves_of_a_batch_cover_its_offsets() {
+        let now = Instant::now();
+        let mut batch = Batch::new(3);
+        for offset in [3, 5, 8] {
+            batch.push(offset, Some(entry(offset, "retry")), now);
+        }
+        batch.push(9, None, now);
+        let (first, second) = batch.split().unwrap();
+        assert_eq!(((first.from, first.to), (second.from, second.to)), ((3, 5), (5, 10)));
+        assert!(first.split().is_err());
+    }
+
+    #[test]
+    fn outcomes_are_counted_per_subscription_and_kind() {
+        let entries = [entry(1, "retry"), entry(2, "delivered"), entry(3, "retry")];
+        let rows = rows(&entries);
+        let counts: Vec<_> = rows.counts.iter().map(|count| (count.kind, count.n)).collect();
+        assert_eq!(counts, [("delivered", 1), ("retry", 2)]);
+    }
+}

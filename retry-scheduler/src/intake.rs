@@ -1,0 +1,87 @@
+//! From records to a batch: sorts out what was handled before, what was written twice, and what cannot be used.
+
+use crate::{
+    batch::Batch,
+    metrics::{Loss, Metrics},
+    read::{self, Entry},
+    reader::record_millis,
+    repeats::Repeats,
+};
+use rdkafka::{Message, message::BorrowedMessage};
+use std::time::Instant;
+
+/// The batch being filled, and what was seen before it.
+pub(crate) struct Intake {
+    shard: i32,
+    repeats: Repeats,
+    /// Being filled; its end is the next offset to take.
+    pub(crate) open: Batch,
+}
+
+impl Intake {
+    /// Takes records from `next_offset` on; earlier ones are only remembered.
+    pub(crate) fn new(shard: i32, next_offset: i64, repeats: Repeats) -> Self {
+        Self { shard, repeats, open: Batch::new(next_offset) }
+    }
+
+    /// Takes the next record of the log.
+    pub(crate) fn take(&mut self, metrics: &Metrics, record: &BorrowedMessage<'_>, now: Instant) {
+        let offset = record.offset();
+        let value = record.payload().unwrap_or_default();
+        let time = record_millis(record);
+        if offset < self.open.to {
+            self.remember(value, time);
+            return;
+        }
+        if offset > self.open.to {
+            let from = self.open.to;
+            metrics.log_lost(Loss::Gap);
+            tracing::error!(
+                shard = self.shard,
+                from,
+                to = offset,
+                "the log of outcomes lacks offsets {from}..{offset}"
+            );
+        }
+        let entry = self.entry(metrics, offset, value, time);
+        self.open.push(offset, entry, now);
+    }
+
+    /// One line for all records of the batch that cannot be used; offsets only, for what they hold may be a user's.
+    pub(crate) fn log_poison(&self) {
+        if let Some((offset, reason)) = self.open.poison.first() {
+            let (n, reason) = (self.open.poison.len(), reason.as_str());
+            let shard = self.shard;
+            tracing::warn!(
+                shard,
+                n,
+                offset,
+                reason,
+                "{n} outcomes cannot be used, the first at {offset}: {reason}"
+            );
+        }
+    }
+
+    /// A record that was stored earlier: known, for the repeats that may come.
+    fn remember(&mut self, value: &[u8], time: Option<i64>) {
+        if let Some(fingerprint) = read::fingerprint(value) {
+            self.repeats.is_repeat(fingerprint, time.unwrap_or(i64::MIN));
+        }
+    }
+
+    fn entry(&mut self, metrics: &Metrics, offset: i64, value: &[u8], time: Option<i64>) -> Option<Entry> {
+        let (entry, poison) = match read::read(self.shard, offset, value, time) {
+            Ok(read) if self.repeats.is_repeat(read.fingerprint, time.unwrap_or(i64::MIN)) => {
+                metrics.repeats.increment(1);
+                return None;
+            }
+            Ok(read) => (Some(read.entry), read.poison),
+            Err(poison) => (None, Some(poison)),
+        };
+        if let Some(poison) = poison {
+            metrics.poison(poison);
+            self.open.poison.push((offset, poison));
+        }
+        entry
+    }
+}

@@ -1,0 +1,54 @@
+//! Keeps partitions ahead of the clock and drops those behind it. One process at a time, by an advisory lock on a
+//! connection of its own that ends with the pass.
+
+use crate::{dependency::Reporter, shard::Shared};
+use floodway_store::{Error, partitions, partitions::Report, retry};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Wait after a pass that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Partitions that last for less than this are worth a warning: passes have been failing for long.
+const LEAST_AHEAD: Duration = Duration::from_secs(6 * 3600);
+
+/// Passes until shutdown: at once, then at every interval, and when a shard lacks a partition.
+pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
+    loop {
+        let wait = match pass(&shared).await {
+            Ok(()) => {
+                shared.database_health.up(Reporter::Maintenance);
+                shared.settings.maintenance_interval
+            }
+            Err(error) => {
+                tracing::warn!(%error, "partitions could not be looked after");
+                shared.database_health.down(Reporter::Maintenance, error.to_string());
+                RETRY_AFTER.min(shared.settings.maintenance_interval)
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(wait.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => {}
+            () = shared.partitions_wanted.notified() => {}
+        }
+    }
+}
+
+async fn pass(shared: &Shared) -> Result<(), Error> {
+    let Some(mut client) = partitions::lock(&shared.pool).await? else {
+        return Ok(());
+    };
+    let settings = &shared.settings;
+    let Report { created, dropped, ahead } =
+        partitions::maintain(&mut client, settings.plan(), settings.retention()).await?;
+    if !created.is_empty() || !dropped.is_empty() {
+        let (n_created, n_dropped) = (created.len(), dropped.len());
+        tracing::info!(n_created, n_dropped, ?dropped, "created {n_created} partitions, dropped {n_dropped}");
+    }
+    shared.metrics.partitions_ahead_hours.set(ahead.as_secs_f64() / 3600.0);
+    if ahead < LEAST_AHEAD.min(Duration::from_secs(u64::from(settings.history_hours) * 1800)) {
+        tracing::warn!(hours = ahead.as_secs() / 3600, "partitions end soon");
+    }
+    shared.metrics.pending_estimate.set(retry::stored_estimate(&client).await?);
+    Ok(())
+}

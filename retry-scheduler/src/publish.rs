@@ -1,0 +1,163 @@
+//! Producing due retries and dead letters, and knowing what was acknowledged.
+//!
+//! One producer serves all shards. A batch of records shares one [`Acks`]; nobody waits in line for a single record, and
+//! a shard looks at its batch between other work. The producer gives every record up after its message timeout, so
+//! each batch completes.
+
+use floodway_runtime::kafka::KafkaSettings;
+use floodway_schemas::topic::Topic;
+use floodway_store::retry::PendingRetry;
+use rdkafka::{
+    ClientContext,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::DeliveryResult,
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// The records of a batch that were not acknowledged.
+#[derive(Debug)]
+pub(crate) struct Acks {
+    open: AtomicUsize,
+    failed: Mutex<Vec<Failed>>,
+}
+
+/// A record that was not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failed {
+    /// Its place in the batch.
+    pub(crate) index: usize,
+    /// The brokers will never take it.
+    pub(crate) too_large: bool,
+}
+
+impl Acks {
+    fn of(records: usize) -> Arc<Self> {
+        Arc::new(Self { open: AtomicUsize::new(records), failed: Mutex::default() })
+    }
+
+    /// What failed, once every record was acknowledged or given up.
+    pub(crate) fn result(&self) -> Option<Vec<Failed>> {
+        // Acquire: pairs with the release of each record's settling, whose failure was noted before.
+        if self.open.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        Some(self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn settle(&self, index: usize, error: Option<&KafkaError>) {
+        if let Some(error) = error {
+            let too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(Failed { index, too_large });
+        }
+        self.open.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// What travels with a record to its delivery report.
+pub(crate) struct Ticket {
+    acks: Arc<Acks>,
+    index: usize,
+}
+
+#[derive(Debug)]
+struct Reports;
+
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "retry producer: {reason}");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        ticket.acks.settle(ticket.index, result.as_ref().err().map(|(error, _)| error));
+    }
+}
+
+/// Produces for all shards.
+pub(crate) struct Publisher {
+    producer: ThreadedProducer<Reports>,
+    due: String,
+    dead_letters: String,
+}
+
+impl Publisher {
+    pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
+        use rdkafka::config::FromClientConfigAndContext;
+        Ok(Self {
+            producer: ThreadedProducer::from_config_and_context(&kafka.producer(), Reports)?,
+            due: kafka.topic(Topic::Due),
+            dead_letters: kafka.topic(Topic::DeadLetters),
+        })
+    }
+
+    /// Produces due retries of a shard, to the partition of its number.
+    pub(crate) fn due(&self, shard: i32, rows: &[PendingRetry]) -> Arc<Acks> {
+        let acks = Acks::of(rows.len());
+        for (index, row) in rows.iter().enumerate() {
+            let ticket = Box::new(Ticket { acks: Arc::clone(&acks), index });
+            let record = BaseRecord::with_opaque_to(&self.due, ticket)
+                .partition(shard)
+                .key(row.record_key.as_bytes())
+                .payload(row.record.as_slice());
+            self.send(record);
+        }
+        acks
+    }
+
+    /// Produces dead letters: pairs of key and value.
+    pub(crate) fn dead_letters<'l>(
+        &self,
+        letters: impl ExactSizeIterator<Item = (&'l str, &'l [u8])>,
+    ) -> Arc<Acks> {
+        let acks = Acks::of(letters.len());
+        for (index, (key, value)) in letters.enumerate() {
+            let ticket = Box::new(Ticket { acks: Arc::clone(&acks), index });
+            self.send(
+                BaseRecord::with_opaque_to(&self.dead_letters, ticket).key(key.as_bytes()).payload(value),
+            );
+        }
+        acks
+    }
+
+    /// Why the producer will never produce again, if so: the process has to start anew.
+    pub(crate) fn fatal(&self) -> Option<KafkaError> {
+        self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code))
+    }
+
+    /// Waits until nothing is in flight. Best effort: what is not acknowledged is produced again by the next owner.
+    pub(crate) fn flush(&self, timeout: Duration) {
+        let _ = self.producer.flush(timeout);
+    }
+
+    fn send(&self, record: BaseRecord<'_, [u8], [u8], Box<Ticket>>) {
+        if let Err((error, record)) = self.producer.send(record) {
+            let Ticket { acks, index } = *record.delivery_opaque;
+            acks.settle(index, Some(&error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_complete_when_every_record_is_settled() {
+        let acks = Acks::of(2);
+        acks.settle(1, Some(&KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)));
+        assert_eq!(acks.result(), None);
+        acks.settle(0, None);
+        assert_eq!(acks.result(), Some(vec![Failed { index: 1, too_large: true }]));
+        assert_eq!(Acks::of(0).result(), Some(Vec::new()));
+    }
+}

@@ -1,0 +1,116 @@
+//! Recognises outcomes that were written twice.
+//!
+//! A dispatcher that ends between an outcome's acknowledgement and its own commit handles the event again and writes
+//! another outcome with the same (cause, subscription, kind). Only the first may count. The set is bounded: it forgets
+//! what is older than a window of record time, and the oldest beyond a number of entries. What it forgets too soon is
+//! delivered once more, which at-least-once delivery allows.
+
+use floodway_schemas::outcome::Outcome;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
+
+/// Identity of an outcome for the purpose of recognising repeats: 128 bits of a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Fingerprint(u128);
+
+impl Fingerprint {
+    /// The fingerprint of an outcome.
+    pub(crate) fn of(outcome: &Outcome<'_>) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(outcome.subscription.0.as_bytes());
+        hash.update(outcome.kind.as_str());
+        hash.update([0]);
+        hash.update(outcome.cause.to_string());
+        let hash: [u8; 32] = hash.finalize().into();
+        let mut first = [0; 16];
+        first.copy_from_slice(&hash[..16]);
+        Self(u128::from_be_bytes(first))
+    }
+}
+
+/// The fingerprints seen of late.
+#[derive(Debug)]
+pub(crate) struct Repeats {
+    seen: HashSet<Fingerprint>,
+    /// In the order of arrival, with the newest record time at that point.
+    order: VecDeque<(i64, Fingerprint)>,
+    newest_ms: i64,
+    capacity: usize,
+    window_ms: i64,
+}
+
+impl Repeats {
+    /// An empty set of at most `capacity` fingerprints, none older than `window`.
+    pub(crate) fn new(capacity: usize, window: Duration) -> Self {
+        Self {
+            seen: HashSet::new(),
+            order: VecDeque::new(),
+            newest_ms: i64::MIN,
+            capacity,
+            window_ms: i64::try_from(window.as_millis()).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// Whether the fingerprint was seen; remembers it if not. Record time that runs backwards counts as standing still.
+    pub(crate) fn is_repeat(&mut self, fingerprint: Fingerprint, record_time_ms: i64) -> bool {
+        self.newest_ms = self.newest_ms.max(record_time_ms);
+        self.forget_old();
+        if !self.seen.insert(fingerprint) {
+            return true;
+        }
+        self.order.push_back((self.newest_ms, fingerprint));
+        false
+    }
+
+    fn forget_old(&mut self) {
+        let oldest_kept = self.newest_ms.saturating_sub(self.window_ms);
+        while let Some(&(at, fingerprint)) = self.order.front()
+            && (at < oldest_kept || self.order.len() >= self.capacity.max(1))
+        {
+            self.order.pop_front();
+            self.seen.remove(&fingerprint);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_second_of_two_is_a_repeat_within_the_window() {
+        let mut repeats = Repeats::new(100, Duration::from_millis(1_000));
+        assert!(!repeats.is_repeat(Fingerprint(1), 5_000));
+        assert!(repeats.is_repeat(Fingerprint(1), 6_000));
+        assert!(!repeats.is_repeat(Fingerprint(2), 6_001));
+        assert!(!repeats.is_repeat(Fingerprint(1), 6_001), "forgotten after the window");
+    }
+
+    #[test]
+    fn beyond_the_capacity_the_oldest_is_forgotten() {
+        let mut repeats = Repeats::new(2, Duration::from_secs(900));
+        for fingerprint in [1, 2, 3] {
+            assert!(!repeats.is_repeat(Fingerprint(fingerprint), 0));
+        }
+        assert!(repeats.is_repeat(Fingerprint(3), 0));
+        assert!(!repeats.is_repeat(Fingerprint(1), 0));
+    }
+
+    proptest! {
+        #[test]
+        fn the_set_stays_within_its_bounds(
+            records in proptest::collection::vec((0u128..50, 0i64..10_000), 0..300), capacity in 1usize..20,
+        ) {
+            let mut repeats = Repeats::new(capacity, Duration::from_millis(700));
+            for (fingerprint, at) in records {
+                repeats.is_repeat(Fingerprint(fingerprint), at);
+                prop_assert!(repeats.seen.len() <= capacity);
+                prop_assert_eq!(repeats.seen.len(), repeats.order.len());
+            }
+        }
+    }
+}

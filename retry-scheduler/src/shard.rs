@@ -1,0 +1,639 @@
+//! One shard: a partition of `outcomes`, the rows it became, and the thread that owns both.
+//!
+//! A single thread does everything for a shard, one thing at a time, so ingest, prefetch and cursor need no agreement:
+//!
+//! 1. **Ingest.** Outcomes are read into a batch until it is full or a moment old.
+//! 2. **Commit.** Its dead letters are produced and acknowledged, then one transaction moves `next_offset` and stores
+//!    every row. Either both happen or neither. Rows due soon also go into memory.
+//! 3. **Fire.** Rows that are due are produced to `due`, to the partition of the shard's number. Their `retry_key` is
+//!    (shard, offset of the outcome), so a retry that is produced twice is recognised.
+//! 4. **Move the cursor** past what was acknowledged; on an idle shard, past the time in which nothing was due.
+//! 5. **Extend the horizon**: read the rows that fall due next into memory.
+//!
+//! What happens at each point where the process may end, or be cut off:
+//!
+//! | at | effect |
+//! |---|---|
+//! | before the batch is committed | rows and offset are both absent; the next owner reads the outcomes again |
+//! | during the commit | whoever comes next, this owner included, finds out from `next_offset` |
+//! | produced, not acknowledged, or the cursor not moved | the next owner produces the same records to the same partition; the dispatcher drops them by their `retry_key` |
+//! | cut off, another owner took over | no transaction succeeds, for none has the new epoch; nothing is produced beyond `fence_age` after the last one that did |
+//! | the database came back older (asynchronous failover) | rows, offset and cursor went back together; the shard starts over from them |
+//!
+//! While the database is away nothing is read, produced or dropped. The thread asks for the shard's row until it gets
+//! it, compares it with what it believes, and goes on or starts over.
+
+use crate::{
+    backoff::Backoff,
+    batch::{self, Batch, Letters},
+    clamp::DbClock,
+    config::Settings,
+    dependency::{Dependency, Reporter},
+    intake::Intake,
+    metrics::{Metrics, ShardMetrics},
+    pending::Pending,
+    publish::{Acks, Publisher},
+    read::Poison,
+    reader::{Polled, Reader},
+    repeats::Repeats,
+    stop::{Ending, Stop},
+    takeover::{self, Obstacle, TakenOver},
+};
+use floodway_runtime::kafka::KafkaSettings;
+use floodway_store::{
+    Pool,
+    retry::{self, PendingRetry, WriteError},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{runtime::Handle, sync::Notify};
+
+/// Longest wait before the thread looks whether it is to end.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// How often the thread looks at acknowledgements it waits for. Kafka takes about as long.
+const ACK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Longest wait for the database's answer. Its own limits are shorter, so this passes only if they do not work.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Bytes of records read from the database at once.
+const PAGE_BYTES: i64 = 8 << 20;
+
+/// Waits between tries while a dependency is away.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// What every shard of the process uses.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) kafka: KafkaSettings,
+    pub(crate) pool: Pool,
+    pub(crate) handle: Handle,
+    pub(crate) publisher: Publisher,
+    pub(crate) metrics: Metrics,
+    pub(crate) kafka_health: Dependency,
+    pub(crate) database_health: Dependency,
+    pub(crate) outcomes_log: Dependency,
+    /// Wakes the task that creates partitions.
+    pub(crate) partitions_wanted: Notify,
+    /// How far each shard was stored: what the group commits, as a hint for people and tools.
+    pub(crate) positions: Mutex<BTreeMap<i32, i64>>,
+    /// Who this process is, for the shard's row.
+    pub(crate) owner: String,
+}
+
+/// How a shard's thread ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As it was told.
+    Stopped,
+    /// Another process took over.
+    Fenced,
+}
+
+/// Why a round did not complete.
+enum Trouble {
+    /// The database failed: find out what it has, then go on.
+    Database(floodway_store::Error),
+    /// Another process took over.
+    Fenced,
+    /// Memory and log do not fit any more: take over again.
+    StartOver(&'static str),
+}
+
+impl From<floodway_store::Error> for Trouble {
+    fn from(error: floodway_store::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// Waits for the database from a thread of its own.
+pub(crate) fn call<T, E: From<floodway_store::Error>>(
+    shared: &Shared,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let limited = async {
+        match tokio::time::timeout(DATABASE_TIMEOUT, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let text = format!("no answer within {} s", DATABASE_TIMEOUT.as_secs());
+                Err(floodway_store::Error::Unavailable(text).into())
+            }
+        }
+    };
+    shared.handle.block_on(limited)
+}
+
+/// The life of a shard's thread.
+pub(crate) fn run(shared: &Shared, shard: i32, stop: &Stop) -> End {
+    let end = loop {
+        let Some(taken) = take_over(shared, shard, stop) else { break End::Stopped };
+        let mut owner = Owner::new(shared, shard, stop, taken);
+        match owner.work() {
+            Ok(Ending::Drain) => {
+                owner.drain();
+                break End::Stopped;
+            }
+            Ok(Ending::Abort) => break End::Stopped,
+            Err(Trouble::StartOver(reason)) => {
+                tracing::warn!(shard, epoch = owner.epoch, reason, "shard {shard} starts over: {reason}");
+            }
+            Err(_) => {
+                tracing::warn!(shard, epoch = owner.epoch, "shard {shard} was taken over by another process");
+                shared.metrics.fenced.increment(1);
+                break End::Fenced;
+            }
+        }
+    };
+    shared.database_health.up(Reporter::Shard(shard));
+    shared.kafka_health.up(Reporter::Shard(shard));
+    lock(&shared.positions).remove(&shard);
+    end
+}
+
+/// Takes the shard over, however long that takes; `None` when the thread is to end.
+fn take_over(shared: &Shared, shard: i32, stop: &Stop) -> Option<TakenOver> {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+    while stop.requested().is_none() {
+        match takeover::take_over(shared, shard) {
+            Ok(taken) => {
+                shared.metrics.takeovers.increment(1);
+                shared.database_health.up(Reporter::Shard(shard));
+                shared.kafka_health.up(Reporter::Shard(shard));
+                let (epoch, next_offset) = (taken.row.epoch, taken.row.next_offset);
+                tracing::info!(shard, epoch, next_offset, "took shard {shard} over at offset {next_offset}");
+                return Some(taken);
+            }
+            Err(Obstacle::Kafka(error)) => {
+                shared.kafka_health.down(Reporter::Shard(shard), error.to_string())
+            }
+            Err(Obstacle::Database(error)) => {
+                shared.database_health.down(Reporter::Shard(shard), error.to_string());
+            }
+            Err(Obstacle::Fenced) => {}
+        }
+        stop.wait(backoff.next(rand::random()));
+    }
+    None
+}
+
+/// Retries that were produced and not all acknowledged yet.
+struct Firing {
+    rows: Vec<PendingRetry>,
+    acks: Arc<Acks>,
+}
+
+/// The owner of a shard, within one epoch.
+struct Owner<'s> {
+    shared: &'s Shared,
+    shard: i32,
+    stop: &'s Stop,
+    metrics: ShardMetrics,
+    epoch: i64,
+    reader: Reader,
+    intake: Intake,
+    /// Closed, in order; nothing is read while there are any.
+    closed: VecDeque<Batch>,
+    /// Whether the commit of the first closed batch was sent.
+    commit_sent: bool,
+    /// Earliest time for another try of the first closed batch.
+    commit_after: Option<Instant>,
+    pending: Pending,
+    firing: Option<Firing>,
+    fire_after: Option<Instant>,
+    fire_backoff: Backoff,
+    clock: DbClock,
+    /// When the last write was sent that proved the ownership.
+    fenced_at: Instant,
+    cursor_moved_at: Instant,
+    /// Whether anything was acknowledged since.
+    acknowledged: bool,
+}
+
+impl<'s> Owner<'s> {
+    fn new(shared: &'s Shared, shard: i32, stop: &'s Stop, taken: TakenOver) -> Self {
+        let TakenOver { row, at, fenced_at, reader } = taken;
+        let settings = &shared.settings;
+        Self {
+            shared,
+            shard,
+            stop,
+            metrics: Metrics::shard(shard),
+            epoch: row.epoch,
+            reader,
+            intake: Intake::new(
+                shard,
+                row.next_offset,
+                Repeats::new(settings.repeats, settings.repeats_window),
+            ),
+            closed: VecDeque::new(),
+            commit_sent: false,
+            commit_after: None,
+            pending: Pending::new(row.cursor, settings.bounds()),
+            firing: None,
+            fire_after: None,
+            fire_backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+            clock: DbClock::new(row.db_now, at),
+            fenced_at,
+            cursor_moved_at: at,
+            acknowledged: false,
+        }
+    }
+
+    /// Works until told to end. Trouble with the database is waited out; other trouble ends the ownership.
+    fn work(&mut self) -> Result<Ending, Trouble> {
+        loop {
+            if let Some(ending) = self.stop.requested() {
+                return Ok(ending);
+            }
+            match self.round() {
+                Err(Trouble::Database(error)) => self.reconcile(error)?,
+                result => result?,
+            }
+        }
+    }
+
+    fn round(&mut self) -> Result<(), Trouble> {
+        self.ingest()?;
+        self.commit()?;
+        self.settle();
+        self.fire()?;
+        self.move_cursor()?;
+        self.extend_horizon()?;
+        self.report();
+        Ok(())
+    }
+
+    // ---- Ingest
+
+    /// Reads records until the batch is full or something else is to be done.
+    fn ingest(&mut self) -> Result<(), Trouble> {
+        let mut now = Instant::now();
+        let wake = self.next_wake(now);
+        if !self.closed.is_empty() {
+            // A batch waits for its dead letters, or for a partition: what else is due goes on meanwhile.
+            self.stop.wait(wake.saturating_duration_since(now).min(ACK_INTERVAL));
+            return Ok(());
+        }
+        let settings = &self.shared.settings;
+        while !self.intake.open.is_full(settings.batch_rows, settings.batch_bytes) {
+            match self.reader.poll(wake.saturating_duration_since(now)) {
+                Polled::Nothing => break,
+                Polled::OutOfRange => return Err(Trouble::StartOver("its next offset left the log")),
+                Polled::Record(record) => {
+                    now = Instant::now();
+                    self.intake.take(&self.shared.metrics, &record, now);
+                }
+            }
+            let deadline = self.intake.open.deadline(settings.linger);
+            if now >= deadline.map_or(wake, |deadline| deadline.min(wake)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// When the next thing is to be done even if no record comes.
+    fn next_wake(&self, now: Instant) -> Instant {
+        let mut wake = now + LONGEST_WAIT;
+        wake = wake.min(self.intake.open.deadline(self.shared.settings.linger).unwrap_or(wake));
+        if self.firing.is_some() || !self.closed.is_empty() {
+            wake = wake.min(now + ACK_INTERVAL);
+        } else if let Some(due) = self.pending.next_due() {
+            let due = self.clock.instant_of(due).max(self.fire_after.unwrap_or(now));
+            wake = wake.min(due);
+        }
+        if self.acknowledged {
+            wake = wake.min(self.cursor_moved_at + self.shared.settings.cursor_interval);
+        }
+        if self.wants_page(now) {
+            wake = now;
+        }
+        wake.max(now)
+    }
+
+    // ---- Commit
+
+    /// Stores what is ready to be stored.
+    fn commit(&mut self) -> Result<(), Trouble> {
+        let settings = &self.shared.settings;
+        let now = Instant::now();
+        let is_ready = self.intake.open.is_full(settings.batch_rows, settings.batch_bytes)
+            || self.intake.open.deadline(settings.linger).is_some_and(|deadline| deadline <= now);
+        if self.closed.is_empty() && is_ready {
+            let next = Batch::new(self.intake.open.to);
+            self.intake.log_poison();
+            self.closed.push_back(std::mem::replace(&mut self.intake.open, next));
+        }
+        while self.commit_after.is_none_or(|after| after <= now) && self.publish_letters(now) {
+            self.commit_after = None;
+            match self.store_first() {
+                Ok(()) => self.first_is_stored(),
+                Err(WriteError::MissingPartition) => self.wait_for_partition(now),
+                Err(WriteError::Refused(reason)) => self.split_first(&reason),
+                Err(WriteError::Store(error)) => return Err(Trouble::Database(error)),
+                Err(WriteError::Fenced) => return Err(Trouble::Fenced),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the dead letters of the first closed batch onto their topic. Whether there is a batch and all are there.
+    fn publish_letters(&mut self, now: Instant) -> bool {
+        let Some(first) = self.closed.front_mut() else { return false };
+        if let Letters::Unsent(after) = first.letters {
+            let letters = first.letters();
+            if letters.is_empty() {
+                first.letters = Letters::Done;
+            } else if after.is_none_or(|after| after <= now) {
+                let records = letters.iter().map(|letter| (letter.key.as_str(), letter.record.as_slice()));
+                let acks = self.shared.publisher.dead_letters(records);
+                first.letters = Letters::Sent(acks);
+            }
+        }
+        if let Letters::Sent(acks) = &first.letters
+            && let Some(failed) = acks.result()
+        {
+            // A letter that the topic will never take must not hold up the shard: the table has it.
+            let (lost, failed): (Vec<_>, Vec<_>) = failed.into_iter().partition(|failed| failed.too_large);
+            if !lost.is_empty() {
+                self.shared.metrics.letters_unpublished.increment(lost.len() as u64);
+                tracing::error!(
+                    shard = self.shard,
+                    n = lost.len(),
+                    "dead letters are too large for their topic"
+                );
+            }
+            // Those that were acknowledged come again with the others: equal ids are repeats.
+            first.letters =
+                if failed.is_empty() { Letters::Done } else { Letters::Unsent(Some(now + RETRY_LONGEST)) };
+        }
+        matches!(first.letters, Letters::Done)
+    }
+
+    /// One transaction: the position and every row of the first closed batch.
+    fn store_first(&mut self) -> Result<(), WriteError> {
+        let Some(first) = self.closed.front_mut() else { return Ok(()) };
+        let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
+        let (clock, commit_sent, floor) = (&mut self.clock, &mut self.commit_sent, self.pending.floor());
+        let sent_at = Instant::now();
+        call(shared, async {
+            let mut client = shared.pool.get().await?;
+            let transaction = retry::begin(&mut client, shard, epoch, first.from, first.to).await?;
+            *clock = DbClock::new(transaction.db_now, Instant::now());
+            let floor = floor.max(transaction.cursor);
+            batch::place(&mut first.entries, transaction.db_now, floor, shared.settings.limits());
+            let rows = batch::rows(&first.entries);
+            transaction.add_retries(shard, &rows.retries).await?;
+            transaction.add_deliveries(shard, &rows.deliveries).await?;
+            transaction.add_dead_letters(shard, &rows.dead_letters).await?;
+            transaction.add_counts(&rows.counts.iter().collect::<Vec<_>>()).await?;
+            *commit_sent = true;
+            transaction.commit().await
+        })?;
+        self.fenced_at = sent_at;
+        shared.metrics.transaction_seconds.record(sent_at.elapsed());
+        Ok(())
+    }
+
+    /// The first closed batch is in the database: what is due soon goes into memory.
+    fn first_is_stored(&mut self) {
+        self.commit_sent = false;
+        let Some(first) = self.closed.pop_front() else { return };
+        self.shared.metrics.batch_rows.record(first.entries.len() as f64);
+        lock(&self.shared.positions).insert(self.shard, first.to);
+        for entry in first.entries {
+            self.shared.metrics.outcomes(entry.count.kind, 1);
+            if let Some(letter) = &entry.letter {
+                self.shared.metrics.dead_letter(letter.row.reason);
+            }
+            if let Some(later) = entry.retry {
+                let row = later.row;
+                let position = row.position;
+                let pending = || PendingRetry { position, record_key: row.record_key, record: row.record };
+                self.pending.stored(pending, position);
+            }
+        }
+    }
+
+    fn wait_for_partition(&mut self, now: Instant) {
+        self.commit_sent = false;
+        self.shared.metrics.partitions_missing.increment(1);
+        tracing::warn!(shard = self.shard, "a partition is missing, the batch waits for it");
+        self.shared.partitions_wanted.notify_one();
+        self.commit_after = Some(now + LONGEST_WAIT);
+    }
+
+    /// The database refuses a row: halves the batch until the row is alone, then passes it over.
+    fn split_first(&mut self, reason: &str) {
+        self.commit_sent = false;
+        let Some(first) = self.closed.pop_front() else { return };
+        match first.split() {
+            Ok((one, other)) => {
+                self.closed.push_front(other);
+                self.closed.push_front(one);
+            }
+            Err(mut single) => {
+                tracing::error!(
+                    shard = self.shard,
+                    offset = single.from,
+                    reason,
+                    "outcome passed over: {reason}"
+                );
+                self.shared.metrics.poison(Poison::Refused);
+                single.entries.clear();
+                self.closed.push_front(single);
+            }
+        }
+    }
+
+    // ---- Fire
+
+    /// Produces what is due.
+    fn fire(&mut self) -> Result<(), Trouble> {
+        let now = Instant::now();
+        let is_due = self.pending.next_due().is_some_and(|due| due <= self.clock.now(now));
+        if !is_due || self.firing.is_some() || self.fire_after.is_some_and(|after| after > now) {
+            return Ok(());
+        }
+        let settings = &self.shared.settings;
+        if now.saturating_duration_since(self.fenced_at) >= settings.fence_age {
+            self.store_cursor()?;
+        }
+        let rows = self.pending.take_due(self.clock.now(now), settings.fire_rows, settings.fire_bytes);
+        let acks = self.shared.publisher.due(self.shard, &rows);
+        self.firing = Some(Firing { rows, acks });
+        Ok(())
+    }
+
+    /// Looks at what became of the rows produced. Rows that were not acknowledged go back and are tried again.
+    fn settle(&mut self) {
+        let Some(failed) = self.firing.as_ref().and_then(|firing| firing.acks.result()) else { return };
+        let Some(Firing { rows, .. }) = self.firing.take() else { return };
+        let now = Instant::now();
+        let db_now = self.clock.now(now);
+        let total = rows.len();
+        let mut back = Vec::with_capacity(failed.len());
+        for (index, row) in rows.into_iter().enumerate() {
+            if failed.iter().any(|failed| failed.index == index) {
+                back.push(row);
+            } else {
+                self.shared.metrics.lateness_seconds.record(db_now.since(row.position.due));
+            }
+        }
+        self.shared.metrics.due_produced.increment((total - back.len()) as u64);
+        self.shared.metrics.due_failed.increment(back.len() as u64);
+        self.acknowledged |= back.len() < total;
+        if back.is_empty() {
+            self.fire_backoff.reset();
+            self.fire_after = None;
+        } else {
+            if failed.iter().any(|failed| failed.too_large) {
+                tracing::error!(shard = self.shard, "a retry is too large for the topic of due records");
+            }
+            // A record that is refused alone must not slow the others down more than a little.
+            let wait = if back.len() < total { RETRY_FIRST } else { self.fire_backoff.next(rand::random()) };
+            self.fire_after = Some(now + wait);
+        }
+        self.pending.settle(back);
+    }
+
+    // ---- Cursor
+
+    /// Moves the cursor, soon after acknowledgements and now and then on an idle shard.
+    fn move_cursor(&mut self) -> Result<(), Trouble> {
+        let settings = &self.shared.settings;
+        let interval = if self.acknowledged { settings.cursor_interval } else { settings.idle_interval };
+        if self.cursor_moved_at.elapsed() < interval {
+            return Ok(());
+        }
+        self.store_cursor()
+    }
+
+    /// Stores the cursor, moved or not: proves that the shard is still this owner's.
+    fn store_cursor(&mut self) -> Result<(), Trouble> {
+        let sent_at = Instant::now();
+        let cursor = self.pending.watermark(self.clock.now(sent_at));
+        let next_offset = self.stored_offset();
+        let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
+        let db_now = call(shared, async {
+            let client = shared.pool.get().await?;
+            retry::move_cursor(&client, shard, epoch, next_offset, cursor).await
+        })?;
+        let Some(db_now) = db_now else { return Err(Trouble::Fenced) };
+        self.clock = DbClock::new(db_now, Instant::now());
+        self.fenced_at = sent_at;
+        self.cursor_moved_at = sent_at;
+        self.acknowledged = false;
+        self.pending.cursor_moved(cursor);
+        Ok(())
+    }
+
+    /// Next offset as the database has it.
+    fn stored_offset(&self) -> i64 {
+        self.closed.front().map_or(self.intake.open.from, |first| first.from)
+    }
+
+    // ---- Horizon
+
+    fn wants_page(&self, now: Instant) -> bool {
+        let horizon = self.shared.settings.horizon;
+        // A quarter early, so that a page is not asked for at every turn.
+        self.pending.has_room() && self.pending.loaded().due < self.clock.now(now).plus(horizon - horizon / 4)
+    }
+
+    /// Reads the rows that fall due next, a page at a time.
+    fn extend_horizon(&mut self) -> Result<(), Trouble> {
+        let now = Instant::now();
+        if !self.wants_page(now) {
+            return Ok(());
+        }
+        let until = self.clock.now(now).plus(self.shared.settings.horizon);
+        let after = self.pending.loaded();
+        let (shared, shard) = (self.shared, self.shard);
+        let rows = call(shared, async {
+            let client = shared.pool.get().await?;
+            retry::page(&client, shard, after, until, i64::from(shared.settings.page_rows), PAGE_BYTES).await
+        })?;
+        self.pending.load(rows, until);
+        Ok(())
+    }
+
+    fn report(&self) {
+        self.metrics.heap_rows.set(self.pending.len() as f64);
+        let age = self.clock.now(Instant::now()).since(self.pending.cursor().due);
+        self.metrics.cursor_lag_seconds.set(age.as_secs_f64());
+    }
+
+    // ---- Trouble and end
+
+    /// The database failed: waits until it answers, then compares its row with what this owner believes. A commit
+    /// whose answer was lost is found out here.
+    fn reconcile(&mut self, error: floodway_store::Error) -> Result<(), Trouble> {
+        self.shared.database_health.down(Reporter::Shard(self.shard), error.to_string());
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        loop {
+            self.settle();
+            self.stop.wait(backoff.next(rand::random()));
+            if self.stop.requested().is_some() {
+                return Ok(());
+            }
+            let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
+            let row = call(shared, async {
+                let client = shared.pool.get().await?;
+                retry::read(&client, shard, epoch).await
+            });
+            match row {
+                Err(error) => shared.database_health.down(Reporter::Shard(shard), error.to_string()),
+                Ok(None) => return Err(Trouble::Fenced),
+                Ok(Some(row)) => {
+                    shared.database_health.up(Reporter::Shard(shard));
+                    return self.go_on_from(row);
+                }
+            }
+        }
+    }
+
+    fn go_on_from(&mut self, row: retry::Shard) -> Result<(), Trouble> {
+        self.clock = DbClock::new(row.db_now, Instant::now());
+        let committed =
+            self.commit_sent && self.closed.front().is_some_and(|first| first.to == row.next_offset);
+        if committed {
+            self.first_is_stored();
+        }
+        // Under this epoch only this owner moves the cursor, to places that were acknowledged: further is fine.
+        if row.next_offset != self.stored_offset() || row.cursor < self.pending.cursor() {
+            return Err(Trouble::StartOver("the database is not where this owner left it"));
+        }
+        self.commit_sent = false;
+        self.pending.cursor_moved(row.cursor);
+        self.shared.metrics.reconciled.increment(1);
+        tracing::info!(shard = self.shard, committed, "shard {} goes on", self.shard);
+        Ok(())
+    }
+
+    /// Waits for the acknowledgements in flight and moves the cursor past them, so that the next owner repeats nothing.
+    /// What was read and not stored is read again by it.
+    fn drain(&mut self) {
+        let deadline = Instant::now() + self.shared.settings.drain_timeout;
+        while self.firing.is_some() && Instant::now() < deadline {
+            std::thread::sleep(ACK_INTERVAL);
+            self.settle();
+        }
+        if self.store_cursor().is_err() {
+            tracing::info!(
+                shard = self.shard,
+                "the cursor was not moved at the end; the next owner repeats a little"
+            );
+        }
+    }
+}
+
+/// The critical sections are single map operations: a panic cannot leave one half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

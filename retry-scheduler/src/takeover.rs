@@ -1,0 +1,123 @@
+//! Becoming the owner of a shard, and finding the place in the log to go on from.
+//!
+//! The epoch is raised first: from then on no earlier owner can write, so what is read afterwards holds. The offset in
+//! the shard's row is the source of truth. If the log no longer has it, outcomes were lost before they were read, or the
+//! topic was made anew or cut short; both are said loudly (log, metric, health) and the shard goes on:
+//!
+//! - before the log's start: from its start; what lies between is lost.
+//! - beyond the log's end: from the first record that is as new as the last batch, less a margin for clocks. For a topic
+//!   made anew that is all of it, for one cut short by an unclean election it is its last minutes, where the set of
+//!   repeats sorts out what was handled before.
+
+use crate::{
+    metrics::Loss,
+    reader::Reader,
+    shard::{Shared, call},
+};
+use floodway_schemas::UnixMillis;
+use floodway_store::retry::{self, Shard};
+use rdkafka::error::KafkaError;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// How far a record's time may be off the database's, when the place is looked up by time.
+const TIME_MARGIN: Duration = Duration::from_secs(15 * 60);
+
+/// A shard that was taken over.
+pub(crate) struct TakenOver {
+    /// Its row.
+    pub(crate) row: Shard,
+    /// When the row's clock was received.
+    pub(crate) at: Instant,
+    /// When the statement that proved the ownership was sent.
+    pub(crate) fenced_at: Instant,
+    /// Started a little before the row's next offset, to recognise repeats.
+    pub(crate) reader: Reader,
+}
+
+/// What a takeover waits for.
+#[derive(Debug, Error)]
+pub(crate) enum Obstacle {
+    #[error("{0}")]
+    Kafka(#[from] KafkaError),
+    #[error("{0}")]
+    Database(#[from] floodway_store::Error),
+    #[error("another process took over at the same time")]
+    Fenced,
+}
+
+/// One try.
+pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstacle> {
+    let reader = Reader::new(&shared.kafka, shard)?;
+    let bounds = reader.bounds()?;
+    let fenced_at = Instant::now();
+    let mut row = call(shared, async {
+        let client = shared.pool.get().await?;
+        retry::take_over(&client, shard, &shared.owner, bounds.0).await
+    })?;
+    let at = Instant::now();
+    if let Some((loss, place)) = misplaced(&reader, bounds, &row)? {
+        report(shared, shard, loss, bounds, &row, place);
+        let moved = call(shared, async {
+            let client = shared.pool.get().await?;
+            retry::skip_to(&client, shard, row.epoch, row.next_offset, place).await
+        })?;
+        if !moved {
+            return Err(Obstacle::Fenced);
+        }
+        row.next_offset = place;
+    } else {
+        shared.outcomes_log.up(crate::dependency::Reporter::Shard(shard));
+    }
+    reader.start(replay_from(shared, &reader, bounds, &row)?)?;
+    Ok(TakenOver { row, at, fenced_at, reader })
+}
+
+/// Where to go on if the log does not have the row's next offset.
+fn misplaced(
+    reader: &Reader,
+    (low, high): (i64, i64),
+    row: &Shard,
+) -> Result<Option<(Loss, i64)>, KafkaError> {
+    if row.next_offset < low {
+        return Ok(Some((Loss::Retention, low)));
+    }
+    if row.next_offset > high {
+        let since = row.batched_at.minus(TIME_MARGIN).to_millis();
+        let place = reader.offset_at(since)?.unwrap_or(high);
+        return Ok(Some((Loss::CutShort, place.clamp(low, high))));
+    }
+    Ok(None)
+}
+
+/// Where to start reading so that the set of repeats knows what came before the row's next offset.
+fn replay_from(
+    shared: &Shared,
+    reader: &Reader,
+    (low, _): (i64, i64),
+    row: &Shard,
+) -> Result<i64, KafkaError> {
+    if row.next_offset == low {
+        return Ok(low);
+    }
+    let UnixMillis(window_start) = row.db_now.minus(shared.settings.repeats_window).to_millis();
+    let by_time = reader.offset_at(UnixMillis(window_start))?.unwrap_or(row.next_offset);
+    let by_number =
+        row.next_offset.saturating_sub(i64::try_from(shared.settings.repeats).unwrap_or(i64::MAX));
+    Ok(by_time.max(by_number).clamp(low, row.next_offset))
+}
+
+fn report(shared: &Shared, shard: i32, loss: Loss, (low, high): (i64, i64), row: &Shard, place: i64) {
+    shared.metrics.log_lost(loss);
+    let next = row.next_offset;
+    let reason = match loss {
+        Loss::Retention => {
+            format!("shard {shard}: the log starts at {low}, offsets from {next} on were lost unread")
+        }
+        _ => format!(
+            "shard {shard}: the log ends at {high}, before the next offset {next}: made anew or cut short"
+        ),
+    };
+    tracing::error!(shard, next_offset = next, low, high, place, "{reason}; going on from {place}");
+    shared.outcomes_log.down(crate::dependency::Reporter::Shard(shard), reason);
+}

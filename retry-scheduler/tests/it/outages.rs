@@ -1,0 +1,142 @@
+//! PostgreSQL away, at the start or in the middle; the log not where it should be.
+
+use crate::world::{World, retry, retry_keys, settings};
+use floodway_retry_scheduler::Settings;
+use floodway_schemas::due::RetryKey;
+use std::{net::SocketAddr, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// Forwards connections to a server until it is dropped, which cuts them.
+struct Proxy {
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    async fn open(address: SocketAddr, server: String) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let server = server.clone();
+                connections.spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(server).await {
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { _tasks: tasks }
+    }
+}
+
+/// An address that nothing listens on for now.
+async fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_comes_later_is_waited_for() {
+    let world = World::new(1).await;
+    let address = free_address().await;
+    let scheduler = world.start_with(settings(), world.pool_through(address)).await;
+    world.write(0, &[retry(1, 300)]);
+    scheduler.health_becomes("postgresql", |reason| reason.is_some_and(|reason| reason != "starting")).await;
+    let _proxy = Proxy::open(address, world.server()).await;
+    scheduler.health_becomes("postgresql", |reason| reason.is_none()).await;
+    assert_eq!(world.read_due(1).await.len(), 1);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_stored_twice_while_the_database_comes_and_goes() {
+    let world = World::new(1).await;
+    let address = free_address().await;
+    let mut proxy = Some(Proxy::open(address, world.server()).await);
+    let settings = Settings { batch_rows: 20, ..settings() };
+    let scheduler = world.start_with(settings, world.pool_through(address)).await;
+    for round in 0..5i64 {
+        world.write(
+            0,
+            &(round * 100..round * 100 + 100).map(|n| retry(n, 300 + n as u64)).collect::<Vec<_>>(),
+        );
+        world
+            .number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| {
+                next > round * 100
+            })
+            .await;
+        drop(proxy.take());
+        scheduler.health_becomes("postgresql", |reason| reason.is_some()).await;
+        proxy = Some(Proxy::open(address, world.server()).await);
+        scheduler.health_becomes("postgresql", |reason| reason.is_none()).await;
+    }
+    let records = world.read_due(500).await;
+    assert_eq!(retry_keys(&records), (0..500).map(|id| RetryKey { shard: 0, id }).collect());
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 500);
+    assert_eq!(world.number("SELECT sum(n)::bigint FROM delivery_count").await, 500);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_are_cut_are_replaced_without_loss() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    for round in 0..6i64 {
+        world.write(0, &(round * 50..round * 50 + 50).map(|n| retry(n, 400)).collect::<Vec<_>>());
+        world
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND application_name = 'scheduler-under-test'",
+            )
+            .await;
+        world
+            .number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| next > round * 50)
+            .await;
+    }
+    let records = world.read_due(300).await;
+    assert_eq!(retry_keys(&records), (0..300).map(|id| RetryKey { shard: 0, id }).collect());
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 300);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_ends_before_the_stored_position_is_reported_and_read_on_by_time() {
+    let world = World::new(1).await;
+    world
+        .execute(
+            "INSERT INTO retry_shard (shard, epoch, owner, next_offset, cur_due, cur_id, batched_at) \
+             VALUES (0, 1, 'before', 1000, clock_timestamp(), 0, clock_timestamp())",
+        )
+        .await;
+    world.write(0, &[retry(1, 300), retry(2, 300)]);
+    let scheduler = world.start().await;
+    scheduler
+        .health_becomes("outcomes log", |reason| reason.is_some_and(|reason| reason.contains("ends at 2")))
+        .await;
+    assert_eq!(retry_keys(&world.read_due(2).await).len(), 2);
+    assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, 2);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_that_fell_due_while_nobody_was_there_fire_at_once() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    world.write(0, &(0..50).map(|n| retry(n, 1_000)).collect::<Vec<_>>());
+    world.number_becomes("SELECT count(*) FROM retry", |n| n == 50).await;
+    scheduler.kill().await;
+    world.number_becomes("SELECT count(*) FROM retry WHERE due_at > clock_timestamp()", |n| n == 0).await;
+    let scheduler = world.start().await;
+    world.read_due(50).await;
+    world.number_becomes("SELECT count(*) FROM retry, retry_shard WHERE due_at > cur_due", |n| n == 0).await;
+    scheduler.stop().await;
+    tokio::time::timeout(Duration::from_secs(30), world.end()).await.unwrap();
+}

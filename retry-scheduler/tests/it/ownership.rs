@@ -1,0 +1,110 @@
+//! Who owns a shard, and what those who do not any more can do.
+
+use crate::world::{World, retry, retry_keys};
+use floodway_schemas::due::RetryKey;
+use floodway_store::{
+    DbInstant,
+    retry::{self as store, Position, WriteError},
+};
+use std::collections::BTreeSet;
+
+const OWNERS: &str = "SELECT count(DISTINCT owner) FROM retry_shard";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_was_replaced_writes_nothing() {
+    let world = World::new(1).await;
+    let mut client = world.pool.get().await.unwrap();
+    let zombie = store::take_over(&client, 0, "zombie", 5).await.unwrap();
+    let owner = store::take_over(&client, 0, "owner", 5).await.unwrap();
+    assert_eq!((zombie.next_offset, owner.next_offset, owner.epoch), (5, 5, zombie.epoch + 1));
+    let further = Position { due: DbInstant(owner.db_now.0 + 1), id: 0 };
+    assert_eq!(store::read(&client, 0, zombie.epoch).await.unwrap(), None);
+    assert_eq!(store::move_cursor(&client, 0, zombie.epoch, 5, further).await.unwrap(), None);
+    assert!(!store::skip_to(&client, 0, zombie.epoch, 5, 9).await.unwrap());
+    assert!(matches!(store::begin(&mut client, 0, zombie.epoch, 5, 6).await, Err(WriteError::Fenced)));
+    // The owner itself cannot store a batch that does not follow the last one.
+    assert!(matches!(store::begin(&mut client, 0, owner.epoch, 6, 7).await, Err(WriteError::Fenced)));
+    let batch = store::begin(&mut client, 0, owner.epoch, 5, 6).await.unwrap();
+    assert_eq!(batch.cursor, owner.cursor);
+    batch.commit().await.unwrap();
+    assert_eq!(store::read(&client, 0, owner.epoch).await.unwrap().unwrap().next_offset, 6);
+    drop(client);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_takeover_waits_for_the_open_transaction_of_the_owner_before() {
+    let world = World::new(1).await;
+    let mut first = world.pool.get().await.unwrap();
+    let second = world.pool.get().await.unwrap();
+    let before = store::take_over(&first, 0, "before", 0).await.unwrap();
+    let batch = store::begin(&mut first, 0, before.epoch, 0, 7).await.unwrap();
+    let (after, ()) = tokio::join!(store::take_over(&second, 0, "after", 0), async {
+        tokio::task::yield_now().await;
+        batch.commit().await.unwrap();
+    });
+    assert_eq!(after.unwrap().next_offset, 7);
+    drop((first, second));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_that_is_fenced_takes_over_again_while_the_shard_is_assigned_to_it() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    world.write(0, &[retry(1, 300)]);
+    world.read_due(1).await;
+    world.execute("UPDATE retry_shard SET epoch = epoch + 10, owner = 'someone else'").await;
+    world.number_becomes("SELECT max(epoch) FROM retry_shard", |epoch| epoch == 12).await;
+    world.write(0, &[retry(2, 300)]);
+    world.read_due(2).await;
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_scheduler_takes_shards_and_gives_them_back_without_losing_any_retry() {
+    let world = World::new(4).await;
+    let first = world.start().await;
+    world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 4).await;
+    let write = |from: i64| {
+        (0..4).for_each(|shard| {
+            world.write(shard, &(from..from + 25).map(|n| retry(n, 1_500)).collect::<Vec<_>>())
+        });
+    };
+    write(0);
+    let second = world.start().await;
+    world.number_becomes(OWNERS, |n| n == 2).await;
+    write(25);
+    first.stop().await;
+    world.number_becomes(OWNERS, |n| n == 1).await;
+    write(50);
+    let expected: BTreeSet<RetryKey> =
+        (0..4).flat_map(|shard| (0..75).map(move |id| RetryKey { shard, id })).collect();
+    assert_eq!(retry_keys(&world.read_due(300).await), expected);
+    second.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn position_and_rows_survive_a_kill_together() {
+    let world = World::new(1).await;
+    let mut scheduler = world.start().await;
+    for round in 0..3 {
+        let outcomes: Vec<_> = (round * 200..(round + 1) * 200).map(|n| retry(n, 300 + n as u64)).collect();
+        world.write(0, &outcomes);
+        // In the middle of the batch, as far as one can tell from outside.
+        let some = format!("SELECT coalesce(max(next_offset), 0)::bigint > {} FROM retry_shard", round * 200);
+        world.number_becomes(&format!("SELECT ({some})::int::bigint"), |yes| yes == 1).await;
+        scheduler.kill().await;
+        let in_table = world.number("SELECT count(*) FROM retry").await;
+        assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, in_table);
+        scheduler = world.start().await;
+    }
+    let records = world.read_due(600).await;
+    assert_eq!(retry_keys(&records), (0..600).map(|id| RetryKey { shard: 0, id }).collect());
+    assert_eq!(world.number("SELECT count(*) - count(DISTINCT id) FROM retry").await, 0);
+    assert_eq!(world.number("SELECT sum(n)::bigint FROM delivery_count").await, 600);
+    scheduler.stop().await;
+    world.end().await;
+}

@@ -1,0 +1,113 @@
+//! Partitions ahead of the clock and behind it.
+
+use crate::world::{World, retry, settings};
+use floodway_store::partitions::{self, Plan, Retention};
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const RETENTION: Retention = Retention { deliveries: DAY, counts: DAY, dead_letters: DAY };
+
+fn count(table: &str, name: &str) -> String {
+    format!(
+        "SELECT count(*) FROM pg_class LEFT JOIN pg_inherits ON inhrelid = oid \
+         WHERE relname = '{name}' OR (inhparent = '{table}'::regclass AND relname LIKE '{name}')"
+    )
+}
+
+/// A partition of long ago, with a row in it.
+fn old_partition(table: &str, column: &str) -> String {
+    format!(
+        "CREATE TABLE {table}_20200102_03 PARTITION OF {table} \
+         FOR VALUES FROM ('2020-01-02T03:00:00Z') TO ('2020-01-02T04:00:00Z'); \
+         -- {column}"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_are_made_ahead_and_dropped_behind_the_cursor() {
+    let world = World::new(1).await;
+    world.execute(&old_partition("retry", "due_at")).await;
+    world.execute(&old_partition("delivery", "recorded_at")).await;
+    let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
+    let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    assert!(partitions::lock(&world.pool).await.unwrap().is_none(), "one at a time");
+
+    let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
+    assert_eq!(report.dropped, ["delivery_20200102_03"], "no cursor is past the retries yet");
+    assert!(report.ahead >= Duration::from_secs(2 * 3600));
+    assert!(report.created.iter().any(|name| name.starts_with("dead_letter_")));
+    let again = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
+    assert!(again.created.is_empty() && again.dropped.is_empty(), "{again:?}");
+
+    // A shard's cursor holds them, wherever the others are.
+    for (shard, cursor) in [(0, "clock_timestamp()"), (1, "'2020-01-02T03:59:59Z'")] {
+        world
+            .execute(&format!(
+                "INSERT INTO retry_shard (shard, epoch, owner, next_offset, cur_due, cur_id, batched_at) \
+                 VALUES ({shard}, 1, 'me', 0, {cursor}, 0, clock_timestamp())"
+            ))
+            .await;
+        let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
+        let dropped: &[&str] = if shard == 0 { &["retry_20200102_03"] } else { &[] };
+        assert_eq!(report.dropped, dropped);
+        world
+            .execute(&format!("DROP TABLE IF EXISTS retry_20200102_03; {}", old_partition("retry", "")))
+            .await;
+    }
+    world.execute("UPDATE retry_shard SET cur_due = clock_timestamp()").await;
+    let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
+    assert_eq!(report.dropped, ["retry_20200102_03"]);
+    drop(client);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_left_of_dropping_is_finished() {
+    let world = World::new(1).await;
+    world.execute(&old_partition("delivery", "")).await;
+    world.execute("ALTER TABLE delivery DETACH PARTITION delivery_20200102_03").await;
+    world.execute(&old_partition("retry", "")).await;
+    // A reader keeps the second half of DETACH CONCURRENTLY waiting, until its statement times out.
+    let mut reader = world.pool.get().await.unwrap();
+    let reading = reader.transaction().await.unwrap();
+    reading.query("SELECT count(*) FROM retry", &[]).await.unwrap();
+    let client = world.pool.get().await.unwrap();
+    client.batch_execute("SET statement_timeout = 500").await.unwrap();
+    let detach = "ALTER TABLE retry DETACH PARTITION retry_20200102_03 CONCURRENTLY";
+    assert!(client.batch_execute(detach).await.is_err());
+    reading.rollback().await.unwrap();
+
+    let client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    let mut dropped = partitions::finish_interrupted(&client).await.unwrap();
+    dropped.sort();
+    assert_eq!(dropped, ["delivery_20200102_03", "retry_20200102_03"]);
+    assert_eq!(world.number(&count("retry", "retry_20200102_03")).await, 0);
+    drop((client, reader));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_shard_lets_old_partitions_go_and_a_missing_one_is_made_when_needed() {
+    let world = World::new(1).await;
+    world.execute(&old_partition("retry", "")).await;
+    let mut settings = settings();
+    settings.maintenance_interval = Duration::from_secs(3600);
+    let scheduler = world.start_with(settings, world.pool()).await;
+    world.number_becomes(&count("retry", "retry_2%"), |n| n > 3).await;
+    world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 1).await;
+    // The cursor of a shard without any retry follows the clock.
+    let lag = "SELECT extract(epoch FROM clock_timestamp() - min(cur_due))::bigint FROM retry_shard";
+    world.number_becomes(lag, |seconds| seconds <= 2).await;
+    // All partitions of history vanish; the next batch asks for new ones and waits for them. The same pass drops.
+    world
+        .execute(
+            "DO $$ DECLARE name text; BEGIN FOR name IN SELECT c.relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid \
+             WHERE inhparent = 'delivery'::regclass LOOP EXECUTE 'DROP TABLE ' || name; END LOOP; END $$",
+        )
+        .await;
+    world.write(0, &[retry(1, 300)]);
+    world.read_due(1).await;
+    world.number_becomes(&count("retry", "retry_20200102_03"), |n| n == 0).await;
+    scheduler.stop().await;
+    world.end().await;
+}

@@ -1,0 +1,179 @@
+//! What outcomes become.
+
+use crate::world::{EVENT, SUBSCRIPTION, TENANT, World, outcome, retry, retry_key, retry_keys, settings};
+use floodway_retry_scheduler::Settings;
+use floodway_schemas::{
+    dead_letter::DeadLetter,
+    due::{Due, RetryKey},
+    outcome::{DeadReason, Outcome, OutcomeKind},
+    topic::Topic,
+};
+use floodway_store::{
+    dead_letters::{self, DeadLetterFilter},
+    deliveries::{self, CountFilter, DeliveryFilter},
+};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_comes_back_on_time_with_the_next_attempt_and_its_event_untouched() {
+    let world = World::new(2).await;
+    let scheduler = world.start().await;
+    world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 2).await;
+    let delay = Duration::from_millis(700);
+    let written_at = Instant::now();
+    world.write(1, &[outcome(OutcomeKind::Retry, 1, delay), outcome(OutcomeKind::Deferred, 2, delay)]);
+    let records = world.read_due(2).await;
+    for record in &records {
+        let due = Due::decode(&record.value).unwrap();
+        let key = retry_key(record);
+        // The retry used up an attempt, the deferral did not.
+        assert_eq!(due.attempt, if key.id == 0 { 3 } else { 2 });
+        assert_eq!((key.shard, record.partition), (1, 1));
+        assert_eq!(record.key, format!("{SUBSCRIPTION}/customer-9"));
+        assert_eq!(due.event.get(), EVENT);
+        assert!(record.at >= written_at + delay, "{:?} early", written_at + delay - record.at);
+    }
+    assert_eq!(records.len(), 2);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_final_failure_is_on_the_topic_and_in_the_table_once() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let dead = Outcome { reason: Some(DeadReason::Expired), ..outcome(OutcomeKind::Dead, 1, Duration::ZERO) };
+    world.write(0, &[dead, outcome(OutcomeKind::Disable, 2, Duration::ZERO)]);
+    let records = world.read(Topic::DeadLetters, |records| records.len() == 2).await;
+    let letter = DeadLetter::decode(&records[0].value).unwrap();
+    assert_eq!((letter.id.as_ref(), letter.reason, letter.attempts), ("0-0", DeadReason::Expired, 2));
+    assert_eq!(letter.event.get(), EVENT);
+    assert_eq!(records[0].key, format!("{TENANT}/{SUBSCRIPTION}"));
+
+    world.number_becomes("SELECT count(*) FROM dead_letter", |n| n == 2).await;
+    let client = world.pool.get().await.unwrap();
+    let filter = DeadLetterFilter { tenant: TENANT, subscription: Some(SUBSCRIPTION), from: None, to: None };
+    let first = dead_letters::list(&client, &filter, None, 1).await.unwrap();
+    assert_eq!(first.items[0].id, RetryKey { shard: 0, id: 1 });
+    assert_eq!(first.items[0].reason, "endpoint_gone");
+    let cursor = first.next_cursor.unwrap().parse().unwrap();
+    let second = dead_letters::list(&client, &filter, Some(cursor), 1).await.unwrap();
+    assert_eq!((second.items[0].id, second.next_cursor), (RetryKey { shard: 0, id: 0 }, None));
+    let letter = dead_letters::get(&client, TENANT, RetryKey { shard: 0, id: 0 }).await.unwrap();
+    assert_eq!(letter.event, EVENT.as_bytes());
+    assert!(
+        dead_letters::get(&client, floodway_schemas::ids::TenantId(SUBSCRIPTION.0), letter.summary.id)
+            .await
+            .is_err()
+    );
+    let all = [RetryKey { shard: 0, id: 0 }, RetryKey { shard: 0, id: 1 }, RetryKey { shard: 9, id: 9 }];
+    assert_eq!(dead_letters::by_ids(&client, TENANT, &all).await.unwrap().len(), 2);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_has_failures_and_asked_for_successes_and_counts_have_everything() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let asked_for = Outcome { record: true, ..outcome(OutcomeKind::Delivered, 1, Duration::ZERO) };
+    let kinds = [OutcomeKind::Delivered, OutcomeKind::Deferred, OutcomeKind::Retry, OutcomeKind::Dropped];
+    let mut outcomes = vec![asked_for];
+    outcomes.extend(kinds.into_iter().zip(2..).map(|(kind, n)| outcome(kind, n, Duration::from_secs(3600))));
+    world.write(0, &outcomes);
+    world.number_becomes("SELECT coalesce(sum(n), 0)::bigint FROM delivery_count", |n| n == 5).await;
+
+    let client = world.pool.get().await.unwrap();
+    let page = deliveries::list(&client, &DeliveryFilter::of(TENANT), None, 10).await.unwrap();
+    let rows: Vec<_> = page.items.iter().map(|row| (row.event_id.as_str(), row.kind.as_str())).collect();
+    assert_eq!((rows, page.next_cursor), (vec![("order-4", "retry"), ("order-1", "delivered")], None));
+    assert!(page.items[0].next_at.unwrap().since(page.items[0].at) > Duration::from_secs(3000));
+
+    let filter = DeliveryFilter { event_id: Some("order-1".into()), ..DeliveryFilter::of(TENANT) };
+    assert_eq!(deliveries::list(&client, &filter, None, 10).await.unwrap().items.len(), 1);
+    let first = deliveries::list(&client, &DeliveryFilter::of(TENANT), None, 1).await.unwrap();
+    let cursor = first.next_cursor.unwrap().parse().unwrap();
+    let second = deliveries::list(&client, &DeliveryFilter::of(TENANT), Some(cursor), 1).await.unwrap();
+    assert_eq!((second.items[0].event_id.as_str(), second.next_cursor), ("order-1", None));
+
+    let filter = CountFilter { tenant: TENANT, subscription: None, from: None, to: None };
+    let counts = deliveries::counts(&client, &filter).await.unwrap();
+    let expected = [("deferred", 1), ("delivered", 2), ("dropped", 1), ("retry", 1)];
+    assert_eq!(counts.len(), 1);
+    assert_eq!(counts[0].by_kind, BTreeMap::from(expected.map(|(kind, n)| (kind.to_owned(), n))));
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_written_twice_is_stored_once_also_by_the_next_owner() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    world.write(0, &[retry(1, 300), retry(1, 900), retry(2, 300)]);
+    world.number_becomes("SELECT count(*) FROM retry", |n| n == 2).await;
+    scheduler.stop().await;
+    // The next owner rebuilds what it has to know from the log.
+    let scheduler = world.start().await;
+    world.write(0, &[retry(2, 300), retry(3, 300)]);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |n| n == 5).await;
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 3);
+    assert_eq!(retry_keys(&world.read_due(3).await).len(), 3);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_that_cannot_be_used_do_not_hold_up_the_shard() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    for bytes in [&b"not json"[..], b"", b"{\"v\":2}", b"{\"v\":1}"] {
+        world.write_bytes(0, bytes);
+    }
+    let without_time = Outcome { not_before: None, ..retry(1, 0) };
+    let without_event = Outcome { event: None, ..retry(2, 0) };
+    world.write(0, &[without_time, without_event, retry(3, 300)]);
+    let records = world.read_due(1).await;
+    assert_eq!(retry_key(&records[0]), RetryKey { shard: 0, id: 6 });
+    // Those that named their delivery have a row that says so; the one with its event is not lost either.
+    let rows = "SELECT count(*) FROM delivery WHERE detail LIKE 'unusable outcome%'";
+    assert_eq!(world.number(rows).await, 2);
+    assert_eq!(world.number("SELECT min(id) FROM dead_letter").await, 4);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_database_refuses_is_passed_over_alone() {
+    let world = World::new(1).await;
+    world.execute("ALTER TABLE delivery ADD CONSTRAINT refused CHECK (event_id <> 'order-3')").await;
+    let scheduler = world.start().await;
+    world.write(0, &(0..8).map(|n| retry(n, 300)).collect::<Vec<_>>());
+    let keys = retry_keys(&world.read_due(7).await);
+    let expected: Vec<i64> = [0, 1, 2, 4, 5, 6, 7].into();
+    assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), expected);
+    assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, 8);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_retries_fire_in_order_through_a_memory_for_a_thousand() {
+    let world = World::new(1).await;
+    let settings = Settings { heap_rows: 1_000, page_rows: 300, fire_rows: 400, ..settings() };
+    let scheduler = world.start_with(settings, world.pool()).await;
+    // Delays go against the order of the offsets.
+    let outcomes: Vec<_> = (0..10_000).map(|n| retry(n, 3_000 - (n as u64 % 1_000) * 2)).collect();
+    world.write(0, &outcomes);
+    let records = world.read_due(10_000).await;
+    assert_eq!(records.len(), 10_000, "each once");
+    let client = world.pool.get().await.unwrap();
+    let rows = client.query("SELECT id FROM retry ORDER BY due_at, id", &[]).await.unwrap();
+    let in_order: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    let fired: Vec<i64> = records.iter().map(|record| retry_key(record).id).collect();
+    assert_eq!(fired, in_order);
+    scheduler.stop().await;
+    world.end().await;
+}
