@@ -80,6 +80,9 @@ pub(crate) struct DemoArgs {
     /// Connections to ingest
     #[arg(long, default_value_t = 4)]
     connections: usize,
+    /// Events per second, at most; default: as fast as the answers come
+    #[arg(long)]
+    rate: Option<f64>,
     /// The floodway binary; default: beside this one
     #[arg(long, value_name = "PATH")]
     floodway: Option<PathBuf>,
@@ -199,6 +202,7 @@ async fn run_demo(args: DemoArgs, stop: &CancellationToken) -> Result<ExitCode, 
         events: args.events,
         batch: args.batch,
         connections: args.connections,
+        rate: args.rate,
         once: args.once,
         ready_deadline: Duration::from_secs(args.ready_deadline),
         deadline: Duration::from_secs(args.deadline),

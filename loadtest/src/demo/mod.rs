@@ -58,6 +58,8 @@ pub struct DemoOptions {
     pub batch: usize,
     /// Connections.
     pub connections: usize,
+    /// Events per second, at most.
+    pub rate: Option<f64>,
     /// End after the table instead of staying up.
     pub once: bool,
     /// How long Floodway may take to become ready.
@@ -268,6 +270,7 @@ impl Demo<'_> {
             payload: Payload::Sample,
             batch: self.options.batch,
             connections: self.options.connections,
+            rate: self.options.rate,
             ..SendPlan::default()
         };
         let record = Arc::new(SendRecord::new(&self.run, self.options.events));

@@ -6,11 +6,12 @@ use crate::{
     send::SendReport,
 };
 
-const HEADER: [&str; 13] = [
+const HEADER: [&str; 14] = [
     "subscription",
     "accepted",
     "delivered",
     "retried",
+    "deferred",
     "dead",
     "pending",
     "lost",
@@ -26,6 +27,7 @@ const LEGEND: &str = "\
 accepted   acknowledged by ingest, and matched by the subscription
 delivered  answered with a 2xx, by the receiver's ledger
 retried    attempts that failed and were tried again, by the control plane's counts
+deferred   attempts put off because too many others were waiting for the endpoint, by the same counts
 dead       dead letters that the control plane lists
 lost       acknowledged, but neither delivered nor dead nor pending
 repeats    arrivals beyond those that the endpoint's behaviour explains
@@ -63,7 +65,7 @@ fn row(line: &Line) -> Vec<String> {
 }
 
 fn total(lines: &[Line]) -> Vec<String> {
-    let mut sums = [0; 8];
+    let mut sums = [0; 9];
     let mut latency = DeliveryLatency::default();
     for line in lines {
         sums.iter_mut().zip(numbers(line)).for_each(|(sum, number)| *sum += number);
@@ -77,11 +79,12 @@ fn total(lines: &[Line]) -> Vec<String> {
     row
 }
 
-fn numbers(line: &Line) -> [u64; 8] {
+fn numbers(line: &Line) -> [u64; 9] {
     [
         line.accepted,
         line.received.delivered,
         line.reported.retry,
+        line.reported.deferred,
         line.dead_letters,
         line.pending(),
         line.lost(),
@@ -131,8 +134,11 @@ mod tests {
         let text = render(&[line("healthy", 1_000, 0), line("dead", 0, 1_000)], &sent);
         let find = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
         let cells = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(cells(find("total"))[1..9], ["2,000", "1,000", "6,000", "1,000", "0", "0", "0", "0"]);
-        assert_eq!(cells(find("healthy"))[9..13], ["4.00", "ms", "4.00", "ms"]);
+        assert_eq!(
+            cells(find("total"))[1..10],
+            ["2,000", "1,000", "6,000", "0", "1,000", "0", "0", "0", "0"]
+        );
+        assert_eq!(cells(find("healthy"))[10..14], ["4.00", "ms", "4.00", "ms"]);
         assert!(find("Ingest acknowledged").contains("1,000 events in 500 ms (2,000/s)"));
     }
 }

@@ -48,6 +48,7 @@ impl Stage {
             events: 100,
             batch: 7,
             connections: 3,
+            rate: None,
             once: true,
             ready_deadline: DEADLINE,
             deadline: DEADLINE,
