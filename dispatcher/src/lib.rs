@@ -1,1 +1,267 @@
-//! Placeholder.
+//! The dispatcher: consumes `events`, `due` and `replays`, delivers to subscribers' webhooks, and writes an outcome for every delivery.
+//!
+//! It connects to Kafka and to endpoints, and to nothing else. Delivery is at least once: progress is committed only for
+//! records whose every delivery has an outcome that Kafka acknowledged.
+//!
+//! One consumer group per topic, so that resetting one never fires another again. Their names carry the topic prefix:
+//! `<prefix>dispatcher` for `events`, `<prefix>dispatcher-due` and `<prefix>dispatcher-replays`.
+//!
+//! A record's way: [`intake`] (a thread per partition) → [`route`] (which subscriptions) → [`lane`] (when) →
+//! [`deliver`] ([`attempt`], [`classify`]) → [`outcomes`] (until acknowledged) → [`tracker`] → [`commit`].
+
+mod attempt;
+mod budget;
+mod classify;
+mod commit;
+pub mod config;
+mod connect;
+mod deliver;
+mod delivery;
+pub mod error;
+mod guard;
+mod headers;
+mod intake;
+mod kafka_health;
+mod lane;
+mod life;
+mod metrics;
+mod outcomes;
+mod partition;
+mod route;
+mod sign;
+mod subscriptions;
+mod tracker;
+
+pub use config::Settings;
+pub use error::Error;
+
+use budget::{Amount, Budget};
+use connect::EndpointClient;
+use deliver::Deliverer;
+use floodway_runtime::{
+    Context,
+    config_feed::ConfigFeed,
+    kafka::KafkaError,
+    topics::{self, TopicsError},
+};
+use floodway_schemas::topic::Topic;
+use intake::Intake;
+use kafka_health::KafkaHealth;
+use life::{Life, Phase};
+use metrics::Metrics;
+use outcomes::Outcomes;
+use route::Router;
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use subscriptions::Subscriptions;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The topics consumed, each with the name of its consumer group, without the prefix.
+pub const CONSUMER_GROUPS: [(Topic, &str); 3] =
+    [(Topic::Events, "dispatcher"), (Topic::Due, "dispatcher-due"), (Topic::Replays, "dispatcher-replays")];
+
+/// Topics that must be there and right.
+const TOPICS: [Topic; 5] = [Topic::Events, Topic::Due, Topic::Replays, Topic::Outcomes, Topic::Config];
+/// Pause between two looks whether the topics are there; spread by half.
+const TOPICS_PAUSE: Duration = Duration::from_secs(1);
+/// How long the last outcomes may take to be acknowledged at shutdown.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// How long threads may take to end.
+const THREADS_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A dispatcher that is ready to run.
+pub struct Dispatcher {
+    settings: Settings,
+    context: Context,
+    client: EndpointClient,
+    health: Arc<KafkaHealth>,
+    config_health: floodway_runtime::health::Component,
+}
+
+impl Dispatcher {
+    /// Checks the settings. Connects to nothing, so that an unreachable Kafka is no reason to fail.
+    ///
+    /// # Errors
+    /// When a setting cannot be used.
+    pub async fn bind(settings: Settings, context: Context) -> Result<Self, Error> {
+        settings.validate().map_err(Error::Settings)?;
+        let client = connect::client(&settings)?;
+        let health = Arc::new(KafkaHealth::new(context.health.component("kafka", true)));
+        let config_health = context.health.component("config", true);
+        Ok(Self { settings, context, client, health, config_health })
+    }
+
+    /// Delivers until the context's shutdown token is cancelled, then drains: no record is taken any more, attempts
+    /// under way may finish until the drain deadline, their outcomes are flushed and progress is committed.
+    ///
+    /// Dropping the future instead of that is like a crash: nothing more is committed.
+    ///
+    /// # Errors
+    /// When the topics break a promise, or no client or thread can be had.
+    pub async fn run(self) -> Result<(), Error> {
+        let shutdown = self.context.shutdown.clone();
+        let parts = Parts::start(&self)?;
+        let Some(()) = unless_cancelled(&shutdown, self.topics_ready()).await.transpose()? else {
+            return parts.stop(Vec::new(), self.settings.drain_deadline).await;
+        };
+        // Without all subscriptions an event would pass unmatched.
+        let caught_up = unless_cancelled(&shutdown, parts.feed_caught_up()).await;
+        if caught_up.is_some() {
+            self.config_health.up();
+        }
+        let intakes = if caught_up == Some(true) { self.start_intakes(&parts)? } else { Vec::new() };
+        shutdown.cancelled().await;
+        parts.stop(intakes, self.settings.drain_deadline).await
+    }
+
+    /// Waits until the topics are there. Their absence and Kafka's may end any moment; wrong settings do not.
+    async fn topics_ready(&self) -> Result<(), Error> {
+        loop {
+            match topics::check(&self.context.kafka, &TOPICS).await {
+                Ok(_) => return Ok(()),
+                Err(error @ (TopicsError::Unreachable { .. } | TopicsError::Missing(_))) => {
+                    self.health.down(error.to_string());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(TOPICS_PAUSE.mul_f64(0.5 + rand::random::<f64>())).await;
+        }
+    }
+
+    fn start_intakes(&self, parts: &Parts) -> Result<Vec<JoinHandle<()>>, Error> {
+        let start = |(topic, group)| {
+            let intake = Intake {
+                topic,
+                group,
+                kafka: self.context.kafka.clone(),
+                router: Arc::clone(&parts.router),
+                life: Arc::clone(&parts.life),
+                health: Arc::clone(&self.health),
+                max_window: self.settings.tracker_window,
+                commit_interval: self.settings.commit_interval,
+            };
+            intake.start().map_err(|error| KafkaError::from(error).into())
+        };
+        CONSUMER_GROUPS.into_iter().map(start).collect()
+    }
+}
+
+/// The result of `work`, or `None` when the token is cancelled first.
+async fn unless_cancelled<T>(token: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = token.cancelled() => None,
+        result = work => Some(result),
+    }
+}
+
+/// Everything that runs. Dropped without [`Parts::stop`], it abandons its work as a crash would.
+struct Parts {
+    life: Arc<Life>,
+    feed: Option<ConfigFeed>,
+    feed_token: CancellationToken,
+    subscriptions: Arc<Subscriptions>,
+    outcomes: Arc<Outcomes>,
+    deliverer: Arc<Deliverer>,
+    router: Arc<Router>,
+}
+
+impl Parts {
+    fn start(dispatcher: &Dispatcher) -> Result<Self, Error> {
+        let Dispatcher { settings, context, client, health, .. } = dispatcher;
+        let life = Arc::new(Life::default());
+        let metrics = Arc::new(Metrics::new());
+        let subscriptions = Arc::new(Subscriptions::default());
+        let feed_token = CancellationToken::new();
+        let feed = {
+            let (subscriptions, sealing, metrics) =
+                (Arc::clone(&subscriptions), Arc::clone(&context.sealing), Arc::clone(&metrics));
+            ConfigFeed::start(&context.kafka, feed_token.clone(), move |change, _| {
+                subscriptions.apply(change, &sealing);
+                // Counts far below 2^52.
+                metrics.subscriptions.set(subscriptions.len() as f64);
+            })?
+        };
+        let outcomes = Arc::new(Outcomes::start(&context.kafka, Arc::clone(&metrics), Arc::clone(health))?);
+        let deliverer = Arc::new(Deliverer {
+            max_timeout: settings.max_timeout,
+            max_retry_after: settings.max_retry_after,
+            limits: Deliverer::limits(settings),
+            budget: Budget::new(Amount { count: settings.max_deliveries, bytes: settings.max_bytes }),
+            client: client.clone(),
+            outcomes: Arc::clone(&outcomes),
+            metrics,
+            life: Arc::clone(&life),
+            tasks: TaskTracker::new(),
+            cut_off: CancellationToken::new(),
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let router = Arc::new(Router::new(Arc::clone(&subscriptions), Arc::clone(&deliverer), settings));
+        Ok(Self { life, feed: Some(feed), feed_token, subscriptions, outcomes, deliverer, router })
+    }
+
+    /// Whether all subscriptions are known; `false` when the feed ended before.
+    async fn feed_caught_up(&self) -> bool {
+        match &self.feed {
+            Some(feed) => feed.caught_up().await,
+            None => false,
+        }
+    }
+
+    /// Drains and ends everything, in the order in which work flows.
+    async fn stop(mut self, intakes: Vec<JoinHandle<()>>, drain_deadline: Duration) -> Result<(), Error> {
+        self.life.enter(Phase::Draining);
+        self.clear_lanes();
+        let tasks = &self.deliverer.tasks;
+        tasks.close();
+        if tokio::time::timeout(drain_deadline, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                attempts = tasks.len(),
+                "the drain deadline has passed: attempts are cut off, to be made again"
+            );
+            self.deliverer.cut_off.cancel();
+            tasks.wait().await;
+        }
+        let outcomes = Arc::clone(&self.outcomes);
+        if !off_runtime(move || outcomes.flush(FLUSH_PATIENCE)).await.unwrap_or(false) {
+            tracing::warn!("Kafka did not acknowledge all outcomes: their deliveries are made again");
+        }
+        self.life.enter(Phase::Leaving);
+        let left = off_runtime(move || intakes.into_iter().for_each(|thread| drop(thread.join())));
+        if tokio::time::timeout(THREADS_PATIENCE, left).await.is_err() {
+            tracing::warn!("the consumers did not leave their groups in time");
+        }
+        self.feed_token.cancel();
+        let (outcomes, feed) = (Arc::clone(&self.outcomes), self.feed.take());
+        let ended = off_runtime(move || {
+            outcomes.end();
+            feed.into_iter().for_each(ConfigFeed::join);
+        });
+        if tokio::time::timeout(THREADS_PATIENCE, ended).await.is_err() {
+            tracing::warn!("threads did not end in time");
+        }
+        // What partition threads offered while they ended.
+        self.clear_lanes();
+        Ok(())
+    }
+
+    fn clear_lanes(&self) {
+        // Counts far below 2^52.
+        self.deliverer.metrics.queued.decrement(self.subscriptions.clear_lanes() as f64);
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.life.enter(Phase::Abandoned);
+        self.deliverer.cut_off.cancel();
+        self.feed_token.cancel();
+        self.outcomes.abandon();
+        // A delivery that waits in a lane holds the lane: without this, both would stay for ever.
+        self.clear_lanes();
+    }
+}
+
+/// Runs what blocks off the runtime's threads; `None` when it panicked.
+async fn off_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}

@@ -1,0 +1,146 @@
+//! Settings of the dispatcher: the section `[dispatcher]`.
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Settings of the dispatcher. Durations are written like `15s` or `300ms`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// `FLOODWAY_DISPATCHER__LANE_IN_FLIGHT`: requests to one subscription at a time; default 64.
+    pub lane_in_flight: usize,
+    /// `FLOODWAY_DISPATCHER__LANE_QUEUE`: deliveries that wait in memory for one subscription; default 1024. What comes on top is
+    /// deferred to the retry scheduler.
+    pub lane_queue: usize,
+    /// `FLOODWAY_DISPATCHER__LANE_SHARE`: one subscription holds at most this fraction of the budget that is free, written as
+    /// its divisor; default 8 (an eighth). It keeps hung endpoints, however many, from using the budget up.
+    pub lane_share: usize,
+    /// `FLOODWAY_DISPATCHER__MAX_DELIVERIES`: deliveries in memory, from intake to the acknowledgement of their outcome;
+    /// default 16384. At the bound, intake waits.
+    pub max_deliveries: usize,
+    /// `FLOODWAY_DISPATCHER__MAX_BYTES`: bytes of the events of those deliveries; default 268435456 (256 MiB). At the bound,
+    /// intake waits.
+    pub max_bytes: usize,
+    /// `FLOODWAY_DISPATCHER__TRACKER_WINDOW`: records of one partition from the oldest unsettled one to the newest received one;
+    /// default 65536 (16 bytes each). At the bound, intake of the partition waits.
+    pub tracker_window: usize,
+    /// `FLOODWAY_DISPATCHER__MAX_TIMEOUT`: longest attempt, whatever the subscription asks for; default `60s`.
+    #[serde(with = "humantime_serde")]
+    pub max_timeout: Duration,
+    /// `FLOODWAY_DISPATCHER__CONNECT_TIMEOUT`: longest attempt to connect to one address; default `5s`.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// `FLOODWAY_DISPATCHER__POOL_IDLE_TIMEOUT`: how long an unused connection is kept; default `30s`, below the 60 s of
+    /// common load balancers.
+    #[serde(with = "humantime_serde")]
+    pub pool_idle_timeout: Duration,
+    /// `FLOODWAY_DISPATCHER__POOL_MAX_IDLE_PER_HOST`: unused connections kept per host; default 64.
+    pub pool_max_idle_per_host: usize,
+    /// `FLOODWAY_DISPATCHER__ALLOWED_NETWORKS`: networks (CIDR) that deliveries may reach although they are not public; default
+    /// none. For example `["127.0.0.0/8"]` on a developer's machine.
+    pub allowed_networks: Vec<IpNet>,
+    /// `FLOODWAY_DISPATCHER__PAUSED_RECHECK`: how long a delivery of a paused subscription is deferred; default `15s`.
+    #[serde(with = "humantime_serde")]
+    pub paused_recheck: Duration,
+    /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `5m`.
+    #[serde(with = "humantime_serde")]
+    pub max_deferral: Duration,
+    /// `FLOODWAY_DISPATCHER__MAX_RETRY_AFTER`: longest wait that an endpoint's `Retry-After` is granted; default `1h`.
+    #[serde(with = "humantime_serde")]
+    pub max_retry_after: Duration,
+    /// `FLOODWAY_DISPATCHER__CONFIG_GRACE`: a retry or replay younger than this whose subscription is unknown is deferred and
+    /// not dropped, for the subscription may be on its way; default `30s`.
+    #[serde(with = "humantime_serde")]
+    pub config_grace: Duration,
+    /// `FLOODWAY_DISPATCHER__COMMIT_INTERVAL`: time between commits of a partition's progress; default `300ms`. A crash repeats
+    /// what was settled since the last one.
+    #[serde(with = "humantime_serde")]
+    pub commit_interval: Duration,
+    /// `FLOODWAY_DISPATCHER__DRAIN_DEADLINE`: how long attempts may go on after shutdown began; default `20s`. Attempts cut off
+    /// are made again by the next owner of their partition.
+    #[serde(with = "humantime_serde")]
+    pub drain_deadline: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lane_in_flight: 64,
+            lane_queue: 1024,
+            lane_share: 8,
+            max_deliveries: 16_384,
+            max_bytes: 256 * 1024 * 1024,
+            tracker_window: 65_536,
+            max_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(5),
+            pool_idle_timeout: Duration::from_secs(30),
+            pool_max_idle_per_host: 64,
+            allowed_networks: Vec::new(),
+            paused_recheck: Duration::from_secs(15),
+            max_deferral: Duration::from_secs(300),
+            max_retry_after: Duration::from_secs(3600),
+            config_grace: Duration::from_secs(30),
+            commit_interval: Duration::from_millis(300),
+            drain_deadline: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what the types do not say.
+    ///
+    /// # Errors
+    /// The name of the setting and what it must be.
+    pub fn validate(&self) -> Result<(), String> {
+        let counts = [
+            ("lane_in_flight", self.lane_in_flight, 1),
+            ("lane_share", self.lane_share, 2),
+            ("max_deliveries", self.max_deliveries, 16),
+            ("max_bytes", self.max_bytes, floodway_schemas::MAX_EVENT_BYTES),
+            ("tracker_window", self.tracker_window, 16),
+        ];
+        for (name, value, least) in counts {
+            if value < least {
+                return Err(format!("dispatcher.{name} is {value}, it must be at least {least}"));
+            }
+        }
+        let durations = [
+            ("max_timeout", self.max_timeout, 100),
+            ("connect_timeout", self.connect_timeout, 10),
+            ("pool_idle_timeout", self.pool_idle_timeout, 1),
+            ("paused_recheck", self.paused_recheck, 100),
+            ("max_deferral", self.max_deferral, 1000),
+            ("commit_interval", self.commit_interval, 10),
+        ];
+        for (name, value, least_ms) in durations {
+            if value < Duration::from_millis(least_ms) {
+                return Err(format!("dispatcher.{name} is {value:?}, it must be at least {least_ms} ms"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_a_bad_value_is_named() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+        let bad = Settings { lane_share: 1, ..Settings::default() };
+        assert!(bad.validate().unwrap_err().contains("dispatcher.lane_share is 1"));
+        let bad = Settings { commit_interval: Duration::ZERO, ..Settings::default() };
+        assert!(bad.validate().unwrap_err().contains("dispatcher.commit_interval"));
+    }
+
+    #[test]
+    fn settings_are_read_by_name_and_unknown_ones_refused() {
+        let read: Settings =
+            serde_json::from_str(r#"{"allowed_networks":["127.0.0.0/8"],"drain_deadline":"5s"}"#).unwrap();
+        assert_eq!(read.drain_deadline, Duration::from_secs(5));
+        assert!(read.allowed_networks[0].contains(&"127.0.0.1".parse::<std::net::IpAddr>().unwrap()));
+        assert!(serde_json::from_str::<Settings>(r#"{"lanes":1}"#).is_err());
+    }
+}

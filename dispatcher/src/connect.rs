@@ -1,0 +1,182 @@
+//! Connecting to endpoints: resolve, check, connect to exactly a checked address, then TLS.
+
+use crate::{config::Settings, guard};
+use bytes::Bytes;
+use floodway_schemas::outcome::ErrorClass;
+use http::Uri;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use ipnet::IpNet;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+/// The client of all endpoints; it pools connections per host.
+pub(crate) type EndpointClient = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
+
+/// Most bytes of a response's head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Most headers of a response.
+const MAX_HEADERS: usize = 128;
+
+/// Builds the client. It never follows redirects, and uses no proxy from the environment.
+pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Error> {
+    let connector = GuardedConnector {
+        opened: settings.allowed_networks.clone().into(),
+        connect_timeout: settings.connect_timeout,
+    };
+    let https = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(connector);
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(settings.pool_idle_timeout)
+        .pool_max_idle_per_host(settings.pool_max_idle_per_host)
+        .http1_max_buf_size(MAX_HEAD_BYTES)
+        .http1_max_headers(MAX_HEADERS)
+        .build(https);
+    Ok(client)
+}
+
+/// Opens TCP connections to addresses that deliveries may reach, and to no others.
+#[derive(Debug, Clone)]
+pub(crate) struct GuardedConnector {
+    opened: Arc<[IpNet]>,
+    connect_timeout: Duration,
+}
+
+/// Why no connection was made.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectError {
+    /// The host's name did not resolve.
+    #[error("the host name does not resolve")]
+    Dns(#[source] io::Error),
+    /// The name resolves to addresses that deliveries must not reach, or is one.
+    #[error("the address {0} is not public")]
+    Forbidden(IpAddr),
+    /// The host refused the connection.
+    #[error("connection refused")]
+    Refused,
+    /// The host did not answer in time.
+    #[error("no connection within {0:?}")]
+    TimedOut(Duration),
+    /// Another failure.
+    #[error("no connection: {0}")]
+    Failed(#[source] io::Error),
+    /// The URL names no host.
+    #[error("the URL names no host")]
+    NoHost,
+}
+
+impl ConnectError {
+    /// The class in outcomes.
+    pub(crate) fn class(&self) -> ErrorClass {
+        match self {
+            Self::Dns(_) | Self::NoHost => ErrorClass::Dns,
+            Self::Forbidden(_) => ErrorClass::ForbiddenAddress,
+            Self::Refused => ErrorClass::Refused,
+            Self::TimedOut(_) | Self::Failed(_) => ErrorClass::Connect,
+        }
+    }
+}
+
+impl GuardedConnector {
+    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, ConnectError> {
+        let host = uri.host().ok_or(ConnectError::NoHost)?;
+        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(default_port);
+        let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
+        for address in resolve(host, port).await? {
+            if !guard::is_allowed(address.ip(), &self.opened) {
+                // An error of an address that was tried says more than this one.
+                if matches!(error, ConnectError::Dns(_)) {
+                    error = ConnectError::Forbidden(address.ip());
+                }
+                continue;
+            }
+            match self.open(address).await {
+                Ok(stream) => return Ok(TokioIo::new(stream)),
+                Err(failed) => error = failed,
+            }
+        }
+        Err(error)
+    }
+
+    async fn open(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let connecting = tokio::time::timeout(self.connect_timeout, TcpStream::connect(address));
+        let stream =
+            connecting.await.map_err(|_| ConnectError::TimedOut(self.connect_timeout))?.map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::ConnectionRefused => ConnectError::Refused,
+                    _ => ConnectError::Failed(error),
+                }
+            })?;
+        // Requests are written whole: waiting for more to send only adds latency.
+        stream.set_nodelay(true).map_err(ConnectError::Failed)?;
+        Ok(stream)
+    }
+}
+
+/// The addresses of a host, which may be an address itself.
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    Ok(tokio::net::lookup_host((host, port)).await.map_err(ConnectError::Dns)?.collect())
+}
+
+impl tower::Service<Uri> for GuardedConnector {
+    type Response = TokioIo<TcpStream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn class(uri: &'static str, opened: &[&str]) -> ErrorClass {
+        let connector = GuardedConnector {
+            opened: opened.iter().map(|network| network.parse().unwrap()).collect(),
+            connect_timeout: Duration::from_secs(5),
+        };
+        connector.connect(Uri::from_static(uri)).await.unwrap_err().class()
+    }
+
+    #[tokio::test]
+    async fn addresses_are_checked_whatever_form_the_host_has() {
+        for uri in
+            ["http://127.0.0.1:1/", "http://[::1]:1/", "http://localhost:1/", "http://[::ffff:127.0.0.1]:1/"]
+        {
+            assert_eq!(class(uri, &[]).await, ErrorClass::ForbiddenAddress, "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_to_connect_are_told_apart() {
+        assert_eq!(class("http://127.0.0.1:1/", &["127.0.0.0/8"]).await, ErrorClass::Refused);
+        assert_eq!(class("http://no-such-host.invalid/", &[]).await, ErrorClass::Dns);
+    }
+}

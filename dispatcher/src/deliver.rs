@@ -1,0 +1,168 @@
+//! Making deliveries: through the lane, one attempt, one decision, one outcome.
+
+use crate::{
+    attempt::{self, Report},
+    budget::Budget,
+    classify::{self, Situation},
+    config::Settings,
+    connect::EndpointClient,
+    delivery::{Delivery, Order, Settlement, Verdict},
+    lane::{Limits, Offer},
+    life::Life,
+    metrics::{Deferral, Metrics},
+    outcomes::Outcomes,
+};
+use floodway_runtime::clock;
+use floodway_schemas::outcome::{Cause, DeadReason};
+use metrics::Gauge;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Makes deliveries on the async runtime.
+pub(crate) struct Deliverer {
+    /// What bounds attempts.
+    pub(crate) max_timeout: Duration,
+    /// Longest wait that `Retry-After` is granted.
+    pub(crate) max_retry_after: Duration,
+    /// What bounds lanes.
+    pub(crate) limits: Limits,
+    /// Memory of all deliveries.
+    pub(crate) budget: Arc<Budget>,
+    /// Connections.
+    pub(crate) client: EndpointClient,
+    /// Where outcomes go.
+    pub(crate) outcomes: Arc<Outcomes>,
+    /// Counted here.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The phase of the dispatcher.
+    pub(crate) life: Arc<Life>,
+    /// Every running attempt; at most `lane_in_flight` per subscription.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the drain deadline has passed.
+    pub(crate) cut_off: CancellationToken,
+    /// The runtime that attempts run on: they are started from partition threads.
+    pub(crate) runtime: Handle,
+}
+
+impl Deliverer {
+    /// The bounds of lanes by the settings.
+    pub(crate) fn limits(settings: &Settings) -> Limits {
+        Limits {
+            in_flight: settings.lane_in_flight,
+            queue: settings.lane_queue,
+            share: settings.lane_share,
+            max_deferral: settings.max_deferral,
+        }
+    }
+
+    /// Puts a delivery into its lane: it is made now, later, or deferred. Never blocks.
+    pub(crate) fn offer(self: &Arc<Self>, delivery: Delivery) {
+        if !self.life.is_running() {
+            return;
+        }
+        let lane = Arc::clone(&delivery.endpoint.lane);
+        let bytes = delivery.bytes();
+        match lane.offer(delivery, bytes, self.budget.free(), &self.limits, Instant::now(), rand::random()) {
+            Offer::Start(delivery) => {
+                self.tasks.spawn_on(Arc::clone(self).work(delivery), &self.runtime);
+            }
+            Offer::Wait => self.metrics.queued.increment(1.0),
+            Offer::Defer(delivery, delay) => {
+                self.metrics.deferred(Deferral::Busy);
+                self.settle(delivery.order, Settlement::deferred(clock::now().plus(delay)));
+            }
+        }
+    }
+
+    /// Counts a decision and produces its outcome.
+    pub(crate) fn settle(&self, order: Order, settlement: Settlement) {
+        self.metrics.delivery(settlement.kind, settlement.verdict.error);
+        self.outcomes.produce(order, settlement);
+    }
+
+    /// One place in a lane: makes one delivery after the other until none waits.
+    async fn work(self: Arc<Self>, first: Delivery) {
+        let mut next = Some(first);
+        while let Some(delivery) = next {
+            let lane = Arc::clone(&delivery.endpoint.lane);
+            let bytes = delivery.bytes();
+            tokio::select! {
+                biased;
+                () = self.cut_off.cancelled() => {}
+                () = self.deliver(delivery) => {}
+            }
+            next = lane.finish(bytes, Instant::now());
+            if next.is_some() {
+                self.metrics.queued.decrement(1.0);
+            }
+            if !self.life.is_running() {
+                // What waits is left to the next owners of its partitions.
+                return;
+            }
+        }
+    }
+
+    async fn deliver(&self, delivery: Delivery) {
+        let Delivery { order, endpoint, received } = delivery;
+        let policy = &endpoint.subscription.retry;
+        if clock::now() > policy.expires_at(order.since) {
+            return self.settle(order, Settlement::dead(DeadReason::Expired));
+        }
+        let timeout = Duration::from_millis(endpoint.subscription.timeout_ms.into()).min(self.max_timeout);
+        let report = {
+            let _under_way = UnderWay::new(&self.metrics.in_flight);
+            attempt::attempt(&self.client, &endpoint, &order.event, timeout, clock::now()).await
+        };
+        self.metrics.attempt_seconds.record(report.duration);
+        if order.attempt == 1 && matches!(order.cause, Cause::Event { .. }) {
+            self.metrics.first_attempt_seconds.record(received.elapsed());
+        }
+        let decision = classify::classify(
+            &report.reply,
+            &Situation {
+                policy,
+                attempt: order.attempt,
+                since: order.since,
+                now: clock::now(),
+                random: rand::random(),
+                max_retry_after: self.max_retry_after,
+            },
+        );
+        self.settle(order, settlement(decision, report));
+    }
+}
+
+fn settlement(decision: classify::Decision, report: Report) -> Settlement {
+    Settlement {
+        kind: decision.kind,
+        verdict: Verdict {
+            not_before: decision.not_before,
+            reason: decision.reason,
+            status: report.reply.status(),
+            error: decision.error,
+            detail: report.detail,
+            duration_ms: Some(u32::try_from(report.duration.as_millis()).unwrap_or(u32::MAX)),
+            response: report.response,
+        },
+    }
+}
+
+/// Counts an attempt as under way until dropped, also when it is cut off.
+struct UnderWay<'g>(&'g Gauge);
+
+impl<'g> UnderWay<'g> {
+    fn new(gauge: &'g Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

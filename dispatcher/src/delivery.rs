@@ -1,0 +1,96 @@
+//! A delivery on its way: one event to one subscription, from a record to the acknowledgement of its outcome.
+
+use crate::{budget::Permit, headers::PreparedEvent, partition::Receipt, subscriptions::Endpoint};
+use floodway_schemas::{
+    UnixMillis,
+    ids::SubscriptionId,
+    outcome::{Cause, DeadReason, ErrorClass, OutcomeKind},
+};
+use std::{sync::Arc, time::Instant};
+
+/// What an outcome is about. Dropping it unsettled leaves the record to the next owner of the partition.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// The event.
+    pub(crate) event: Arc<PreparedEvent>,
+    /// The subscription; it may be unknown by now.
+    pub(crate) subscription: SubscriptionId,
+    /// Whether history wants a row even on success.
+    pub(crate) record: bool,
+    /// What made the dispatcher deliver.
+    pub(crate) cause: Cause,
+    /// Number of the attempt, from 1.
+    pub(crate) attempt: u32,
+    /// Where the delivery's age starts.
+    pub(crate) since: UnixMillis,
+    /// The record it came from.
+    pub(crate) receipt: Receipt,
+    /// Its part of the budget.
+    pub(crate) permit: Permit,
+}
+
+/// An order with the endpoint that it goes to.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// What is delivered and why.
+    pub(crate) order: Order,
+    /// Where to, by the configuration at the time of the record.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// When the record was received.
+    pub(crate) received: Instant,
+}
+
+impl Delivery {
+    /// What it counts for in budgets, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.order.event.envelope.len()
+    }
+}
+
+/// The decision about an order, with what history wants to know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Verdict {
+    /// When the next attempt is due.
+    pub(crate) not_before: Option<UnixMillis>,
+    /// Why it was given up.
+    pub(crate) reason: Option<DeadReason>,
+    /// HTTP status.
+    pub(crate) status: Option<u16>,
+    /// Why the attempt failed.
+    pub(crate) error: Option<ErrorClass>,
+    /// What went wrong, for people.
+    pub(crate) detail: Option<String>,
+    /// Duration of the attempt.
+    pub(crate) duration_ms: Option<u32>,
+    /// Start of the response body.
+    pub(crate) response: Option<String>,
+}
+
+/// A kind of outcome with its verdict.
+#[derive(Debug, Clone)]
+pub(crate) struct Settlement {
+    /// What becomes of the delivery.
+    pub(crate) kind: OutcomeKind,
+    /// The rest.
+    pub(crate) verdict: Verdict,
+}
+
+impl Settlement {
+    /// To be tried again without an attempt having been made.
+    pub(crate) fn deferred(not_before: UnixMillis) -> Self {
+        Self {
+            kind: OutcomeKind::Deferred,
+            verdict: Verdict { not_before: Some(not_before), ..Verdict::default() },
+        }
+    }
+
+    /// Given up without an attempt.
+    pub(crate) fn dead(reason: DeadReason) -> Self {
+        Self { kind: OutcomeKind::Dead, verdict: Verdict { reason: Some(reason), ..Verdict::default() } }
+    }
+
+    /// The subscription is gone.
+    pub(crate) fn dropped() -> Self {
+        Self { kind: OutcomeKind::Dropped, verdict: Verdict::default() }
+    }
+}

@@ -1,0 +1,488 @@
+//! Consuming one topic: a thread that polls the consumer (rebalances, errors, commits), and per owned partition a thread that
+//! drains the partition's own queue.
+//!
+//! Backpressure is not draining: librdkafka stops fetching for a queue that nobody polls. `pause()` would throw away what was fetched.
+//!
+//! Everything about ownership happens on the consumer's thread, in its rebalance callback:
+//! - *assign*: read the committed offset and metadata, split the partitions' queues, and only then begin to fetch. A partition
+//!   without metadata of ours begins a new run, which is committed at once, so that it survives a crash.
+//! - *revoke*: end the partitions' threads, which hold no lock and wait for no HTTP; commit a last time; give up the
+//!   partitions. Attempts under way go on and their outcomes are produced, but they reach a tracker that is committed no more,
+//!   so the next owner makes just these again.
+//!
+//! Commits are made by the same thread, one at a time, so none can overtake a later one.
+
+use crate::{
+    commit,
+    kafka_health::KafkaHealth,
+    life::{Life, Phase},
+    metrics::IntakeMetrics,
+    partition::Partition,
+    route::{Record, Router},
+    tracker::Progress,
+};
+use bytes::Bytes;
+use floodway_runtime::kafka::{KafkaSettings, REQUEST_TIMEOUT};
+use floodway_schemas::{UnixMillis, ids::RunId, topic::Topic};
+use rdkafka::{
+    ClientContext, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, base_consumer::PartitionQueue},
+    error::{KafkaError, KafkaResult},
+    types::RDKafkaRespErr,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// Longest wait for a record or an event before a thread looks whether it is to end.
+const POLL_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait for room before a thread looks whether it is to end.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+/// How long the committed offsets are asked for before the consumer is built anew.
+const COMMITTED_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two such questions, and before a consumer is built anew.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// A commit without an answer for so long counts as failed.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long leaving the group may take.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two looks whether Kafka is back.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What an intake is made of.
+pub(crate) struct Intake {
+    /// The topic to consume.
+    pub(crate) topic: Topic,
+    /// Name of the consumer group, without the prefix.
+    pub(crate) group: &'static str,
+    /// How to reach Kafka.
+    pub(crate) kafka: KafkaSettings,
+    /// Where records go.
+    pub(crate) router: Arc<Router>,
+    /// When to end.
+    pub(crate) life: Arc<Life>,
+    /// Where the state of Kafka is reported.
+    pub(crate) health: Arc<KafkaHealth>,
+    /// Most records that a partition's tracker holds.
+    pub(crate) max_window: usize,
+    /// Time between commits.
+    pub(crate) commit_interval: Duration,
+}
+
+impl Intake {
+    /// Starts the consumer's thread. It ends with the dispatcher's life.
+    pub(crate) fn start(self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new()
+            .name(format!("{}-consumer", self.topic.base_name()))
+            .spawn(move || self.run())
+    }
+
+    /// Consumes; after a failure that the client does not mend itself, with a new consumer.
+    fn run(self) {
+        let intake = Arc::new(self);
+        while intake.life.phase() < Phase::Leaving {
+            let Err(error) = Self::consume(&intake) else { return };
+            tracing::error!(topic = intake.topic.base_name(), %error, "the consumer failed and is built anew");
+            intake.health.down(format!("consumer of {}: {error}", intake.topic.base_name()));
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    /// Consumes until the dispatcher leaves, then commits and leaves the group.
+    fn consume(intake: &Arc<Self>) -> KafkaResult<()> {
+        let name = intake.kafka.topic(intake.topic);
+        let owner = Owner {
+            metrics: IntakeMetrics::new(intake.topic),
+            intake: Arc::clone(intake),
+            name: name.clone(),
+            consumer: OnceLock::new(),
+            assigned: Mutex::default(),
+            commit_sent: Mutex::default(),
+            broken: AtomicBool::new(false),
+        };
+        let consumer: Arc<BaseConsumer<Owner>> =
+            Arc::new(intake.kafka.consumer(intake.group).create_with_context(owner)?);
+        // Fresh, so it is not set yet.
+        let _ = consumer.context().consumer.set(Arc::downgrade(&consumer));
+        let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));
+        consumer.context().end_threads();
+        result
+    }
+
+    fn poll(&self, consumer: &Arc<BaseConsumer<Owner>>) -> KafkaResult<()> {
+        let owner = consumer.context();
+        let mut committed_at = Instant::now();
+        let mut probed_at = Instant::now();
+        loop {
+            match self.life.phase() {
+                Phase::Running | Phase::Draining => {}
+                Phase::Leaving => {
+                    owner.leave(consumer);
+                    return Ok(());
+                }
+                Phase::Abandoned => return Ok(()),
+            }
+            match consumer.poll(POLL_WAIT.min(self.commit_interval)) {
+                None => {}
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error),
+                Some(Err(error)) => self.health.suspect(self.group, &error.to_string()),
+                // Every partition has a queue of its own; a record here would be lost if it were passed over.
+                Some(Ok(_)) => {
+                    return Err(KafkaError::Subscription(
+                        "a record outside of its partition's queue".to_owned(),
+                    ));
+                }
+            }
+            if owner.broken.load(Ordering::Acquire) {
+                return Err(KafkaError::Subscription("an assignment could not be taken over".to_owned()));
+            }
+            if committed_at.elapsed() >= self.commit_interval {
+                committed_at = Instant::now();
+                owner.commit_dirty(consumer);
+            }
+            if self.health.is_suspect() && probed_at.elapsed() >= PROBE_PAUSE {
+                match consumer.fetch_metadata(Some(&owner.name), REQUEST_TIMEOUT) {
+                    Ok(_) => self.health.up(),
+                    Err(error) => self.health.down(format!("no broker answers: {error}")),
+                }
+                probed_at = Instant::now();
+            }
+        }
+    }
+}
+
+/// The consumer's context: what it owns.
+struct Owner {
+    intake: Arc<Intake>,
+    /// Full name of the topic.
+    name: String,
+    metrics: IntakeMetrics,
+    /// The consumer itself, for splitting queues; weak, for the consumer owns this context.
+    consumer: OnceLock<Weak<BaseConsumer<Owner>>>,
+    /// Touched by the consumer's thread only.
+    assigned: Mutex<HashMap<i32, Assigned>>,
+    /// When the commit that is under way was sent.
+    commit_sent: Mutex<Option<Instant>>,
+    /// An assignment could not be taken over: the consumer is of no use.
+    broken: AtomicBool,
+}
+
+struct Assigned {
+    partition: Arc<Partition>,
+    thread: Option<JoinHandle<()>>,
+    /// Revision that the commit under way shows.
+    sent: Option<u64>,
+    /// Revision that is known to be committed.
+    acknowledged: Option<u64>,
+}
+
+/// Where to start a partition.
+struct Start {
+    partition: i32,
+    run: RunId,
+    progress: Progress,
+    /// Nothing of ours was committed: the run is new.
+    is_new: bool,
+}
+
+impl Owner {
+    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        let Some(this) = self.consumer.get().and_then(Weak::upgrade) else {
+            // The consumer is being dropped: what it is given now, it gives back at once.
+            return consumer.incremental_assign(partitions);
+        };
+        let starts = self.starts(consumer, partitions)?;
+        let mut list = TopicPartitionList::with_capacity(starts.len());
+        let mut queues = Vec::with_capacity(starts.len());
+        for start in &starts {
+            list.add_partition_offset(
+                &self.name,
+                start.partition,
+                Offset::Offset(start.progress.watermark()),
+            )?;
+            // Before the assignment: else the first records would go to the consumer's own queue.
+            queues.push(this.split_partition_queue(&self.name, start.partition).ok_or_else(|| {
+                KafkaError::Subscription(format!("no queue for partition {}", start.partition))
+            })?);
+        }
+        consumer.incremental_assign(&list)?;
+        for (start, queue) in starts.into_iter().zip(queues) {
+            self.spawn(start, queue)?;
+        }
+        self.report();
+        Ok(())
+    }
+
+    /// Starts the thread that drains a partition.
+    fn spawn(&self, start: Start, queue: PartitionQueue<Self>) -> KafkaResult<()> {
+        let Start { partition: id, run, progress, is_new } = start;
+        tracing::info!(topic = self.name, partition = id, offset = progress.watermark(), %run, is_new, "partition assigned");
+        let partition = Arc::new(Partition::new(id, run, progress, self.intake.max_window));
+        let (draining, intake) = (Arc::clone(&partition), Arc::clone(&self.intake));
+        let thread = std::thread::Builder::new()
+            .name(format!("{}-{id}", self.intake.topic.base_name()))
+            .spawn(move || drain(&queue, &draining, &intake))
+            .map_err(|error| KafkaError::Subscription(format!("no thread for partition {id}: {error}")))?;
+        let assigned = Assigned { partition, thread: Some(thread), sent: None, acknowledged: None };
+        self.lock().insert(id, assigned);
+        Ok(())
+    }
+
+    /// Where to start each partition. Asks again while Kafka does not answer: a guess would lose or repeat.
+    fn starts(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> KafkaResult<Vec<Start>> {
+        let deadline = Instant::now() + COMMITTED_PATIENCE;
+        let starts = loop {
+            match self.ask_starts(consumer, partitions) {
+                Ok(starts) => break starts,
+                Err(error) if Instant::now() > deadline || !self.intake.life.is_running() => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.intake
+                        .health
+                        .down(format!("the committed offsets of {} cannot be read: {error}", self.name));
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+            }
+        };
+        let mut fresh = TopicPartitionList::new();
+        for start in starts.iter().filter(|start| start.is_new) {
+            put(&mut fresh, &self.name, start.partition, commit::encode(start.run, &start.progress))?;
+        }
+        if fresh.count() > 0
+            && let Err(error) = consumer.commit(&fresh, CommitMode::Sync)
+        {
+            // The next regular commit carries the run, too.
+            tracing::warn!(topic = self.name, %error, "new runs could not be committed yet");
+            self.metrics.commit_failures.increment(1);
+        }
+        Ok(starts)
+    }
+
+    fn ask_starts(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> KafkaResult<Vec<Start>> {
+        if partitions.count() == 0 {
+            return Ok(Vec::new());
+        }
+        let committed = consumer.committed_offsets(partitions.clone(), REQUEST_TIMEOUT)?;
+        let start = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            element.error()?;
+            let partition = element.partition();
+            let offset = match element.offset() {
+                Offset::Offset(offset) => {
+                    if let Some((run, progress)) = commit::decode(offset, element.metadata()) {
+                        return Ok(Start { partition, run, progress, is_new: false });
+                    }
+                    offset
+                }
+                _ => consumer.fetch_watermarks(&self.name, partition, REQUEST_TIMEOUT)?.0,
+            };
+            let run = RunId(Uuid::new_v4());
+            Ok(Start { partition, run, progress: Progress::starting_at(offset), is_new: true })
+        };
+        committed.elements().iter().map(start).collect()
+    }
+
+    fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> KafkaResult<()> {
+        let mut revoked: Vec<Assigned> = {
+            let mut assigned = self.lock();
+            partitions.elements().iter().filter_map(|element| assigned.remove(&element.partition())).collect()
+        };
+        revoked.iter_mut().for_each(Assigned::signal);
+        revoked.iter_mut().for_each(Assigned::join);
+        if consumer.assignment_lost() || self.intake.life.phase() == Phase::Abandoned {
+            // Others may own the partitions by now; a commit would overwrite theirs.
+            tracing::info!(topic = self.name, partitions = revoked.len(), "partitions lost");
+        } else {
+            self.commit_last(consumer, &revoked);
+        }
+        self.report();
+        consumer.incremental_unassign(partitions)
+    }
+
+    /// The last commit of partitions that are given up.
+    fn commit_last(&self, consumer: &BaseConsumer<Self>, revoked: &[Assigned]) {
+        let mut list = TopicPartitionList::new();
+        for assigned in revoked {
+            let Some(snapshot) = assigned.partition.snapshot(assigned.acknowledged) else { continue };
+            if put(&mut list, &self.name, assigned.partition.id(), (snapshot.offset, snapshot.metadata))
+                .is_err()
+            {
+                self.metrics.commit_failures.increment(1);
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = consumer.commit(&list, CommitMode::Sync)
+        {
+            tracing::warn!(topic = self.name, %error, "the last commit failed: the next owner repeats a little");
+            self.metrics.commit_failures.increment(1);
+        }
+        tracing::info!(topic = self.name, partitions = revoked.len(), "partitions given up");
+    }
+
+    /// Sends what changed since the last commit, unless a commit is under way.
+    fn commit_dirty(&self, consumer: &BaseConsumer<Self>) {
+        self.report();
+        let mut commit_sent = self.commit_sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if commit_sent.is_some_and(|at| at.elapsed() < COMMIT_PATIENCE) {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        for assigned in self.lock().values_mut() {
+            let Some(snapshot) = assigned.partition.snapshot(assigned.acknowledged) else { continue };
+            if put(&mut list, &self.name, assigned.partition.id(), (snapshot.offset, snapshot.metadata))
+                .is_ok()
+            {
+                assigned.sent = Some(snapshot.revision);
+            }
+        }
+        if list.count() == 0 {
+            return;
+        }
+        match consumer.commit(&list, CommitMode::Async) {
+            Ok(()) => *commit_sent = Some(Instant::now()),
+            Err(error) => {
+                tracing::debug!(topic = self.name, %error, "commit not sent");
+                self.metrics.commit_failures.increment(1);
+            }
+        }
+    }
+
+    /// Commits a last time and leaves the group.
+    fn leave(&self, consumer: &BaseConsumer<Self>) {
+        consumer.unsubscribe();
+        let deadline = Instant::now() + LEAVE_PATIENCE;
+        while !self.lock().is_empty() && Instant::now() < deadline {
+            // Serves the revocation that unsubscribing brings about.
+            let _ = consumer.poll(POLL_WAIT);
+        }
+    }
+
+    /// Ends threads that no revocation ended; they hold the consumer.
+    fn end_threads(&self) {
+        let mut left: Vec<Assigned> = self.lock().drain().map(|(_, assigned)| assigned).collect();
+        left.iter_mut().for_each(Assigned::signal);
+        left.iter_mut().for_each(Assigned::join);
+        self.report();
+    }
+
+    fn report(&self) {
+        let assigned = self.lock();
+        let window: usize = assigned.values().map(|assigned| assigned.partition.window_len()).sum();
+        // Counts far below 2^52.
+        self.metrics.tracker_window.set(window as f64);
+        self.metrics.partitions.set(assigned.len() as f64);
+    }
+
+    /// Critical sections leave the map whole: a panic elsewhere is no reason to stop.
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Assigned>> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Assigned {
+    fn signal(&mut self) {
+        self.partition.stop();
+    }
+
+    fn join(&mut self) {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(partition = self.partition.id(), "the thread of a partition panicked");
+        }
+    }
+}
+
+impl ClientContext for Owner {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.intake.health.suspect(self.intake.group, &format!("{error}: {reason}"));
+    }
+}
+
+impl ConsumerContext for Owner {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let result = match event {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let result = self.assign(consumer, partitions);
+                if result.is_ok() {
+                    self.intake.health.up();
+                }
+                result
+            }
+            _ => self.revoke(consumer, partitions),
+        };
+        if let Err(error) = result {
+            tracing::error!(topic = self.name, %error, "rebalance failed");
+            self.broken.store(true, Ordering::Release);
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        *self.commit_sent.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Err(error) = &result {
+            tracing::debug!(topic = self.name, %error, "commit failed, to be repeated");
+            self.metrics.commit_failures.increment(1);
+        }
+        let mut assigned = self.lock();
+        for element in offsets.elements() {
+            let Some(assigned) = assigned.get_mut(&element.partition()) else { continue };
+            let sent = assigned.sent.take();
+            if result.is_ok() && element.error().is_ok() {
+                assigned.acknowledged = sent.or(assigned.acknowledged);
+            }
+        }
+    }
+}
+
+/// The body of a partition's thread.
+fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Intake) {
+    while !partition.is_stopped() && intake.life.is_running() {
+        if !intake.router.wait_for_room(ROOM_WAIT) || !partition.wait_for_room(ROOM_WAIT) {
+            continue;
+        }
+        match queue.poll(POLL_WAIT) {
+            None => {}
+            Some(Ok(message)) => {
+                let record = Record {
+                    topic: intake.topic,
+                    offset: message.offset(),
+                    timestamp: UnixMillis(message.timestamp().to_millis().unwrap_or(0)),
+                    payload: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
+                };
+                intake.router.accept(partition, &record);
+            }
+            Some(Err(error)) => intake.health.suspect(intake.group, &error.to_string()),
+        }
+    }
+}
+
+/// Adds an offset with its metadata to a list.
+fn put(
+    list: &mut TopicPartitionList,
+    topic: &str,
+    partition: i32,
+    (offset, metadata): (i64, String),
+) -> KafkaResult<()> {
+    let mut element = list.add_partition(topic, partition);
+    element.set_offset(Offset::Offset(offset))?;
+    element.set_metadata(metadata);
+    Ok(())
+}

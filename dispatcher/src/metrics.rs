@@ -1,0 +1,175 @@
+//! The dispatcher's metrics: names, descriptions and handles, made once. No label names a tenant or a subscription.
+#![allow(clippy::disallowed_macros, reason = "this is the file that the ban points to")]
+
+use floodway_schemas::{
+    outcome::{ErrorClass, OutcomeKind},
+    topic::Topic,
+};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+
+const DELIVERIES: &str = "floodway_dispatcher_deliveries_total";
+const ATTEMPT_SECONDS: &str = "floodway_dispatcher_attempt_duration_seconds";
+const FIRST_ATTEMPT_SECONDS: &str = "floodway_dispatcher_receipt_to_first_attempt_seconds";
+const IN_FLIGHT: &str = "floodway_dispatcher_in_flight";
+const QUEUED: &str = "floodway_dispatcher_queued";
+const DEFERRED: &str = "floodway_dispatcher_deferred_total";
+const TRACKER_WINDOW: &str = "floodway_dispatcher_tracker_window";
+const PARTITIONS: &str = "floodway_dispatcher_assigned_partitions";
+const COMMIT_FAILURES: &str = "floodway_dispatcher_commit_failures_total";
+const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
+const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
+const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
+
+const KINDS: [OutcomeKind; 6] = [
+    OutcomeKind::Delivered,
+    OutcomeKind::Retry,
+    OutcomeKind::Deferred,
+    OutcomeKind::Dead,
+    OutcomeKind::Disable,
+    OutcomeKind::Dropped,
+];
+const CLASSES: [ErrorClass; 11] = [
+    ErrorClass::Dns,
+    ErrorClass::ForbiddenAddress,
+    ErrorClass::Refused,
+    ErrorClass::Connect,
+    ErrorClass::Tls,
+    ErrorClass::Timeout,
+    ErrorClass::Reset,
+    ErrorClass::Protocol,
+    ErrorClass::Redirect,
+    ErrorClass::Status,
+    ErrorClass::Secret,
+];
+
+/// Why a record was not turned into deliveries, and its offset just settled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Skip {
+    /// It is not a record of its topic's format.
+    Undecodable,
+    /// An earlier owner of the partition settled it.
+    Settled,
+}
+
+/// Why a delivery was deferred.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Deferral {
+    /// Its subscription's lane is full.
+    Busy,
+    /// Its subscription is paused.
+    Paused,
+    /// Its subscription is not known yet.
+    Unknown,
+}
+
+/// Handles of all metrics.
+pub(crate) struct Metrics {
+    deliveries: Vec<Counter>,
+    deferred: [Counter; 3],
+    skipped: [Counter; 2],
+    /// Seconds of an attempt, body included.
+    pub(crate) attempt_seconds: Histogram,
+    /// Seconds from the receipt of an event to the end of its first attempt.
+    pub(crate) first_attempt_seconds: Histogram,
+    /// Attempts under way.
+    pub(crate) in_flight: Gauge,
+    /// Deliveries that wait in lanes.
+    pub(crate) queued: Gauge,
+    /// Outcomes that had to be produced again.
+    pub(crate) outcome_retries: Counter,
+    /// Subscriptions known.
+    pub(crate) subscriptions: Gauge,
+}
+
+/// Handles of the metrics of one consumer.
+pub(crate) struct IntakeMetrics {
+    /// Records between the oldest unsettled and the newest received one, in all its partitions.
+    pub(crate) tracker_window: Gauge,
+    /// Partitions owned.
+    pub(crate) partitions: Gauge,
+    /// Commits that failed.
+    pub(crate) commit_failures: Counter,
+}
+
+impl Metrics {
+    /// Describes and registers everything.
+    pub(crate) fn new() -> Self {
+        describe();
+        let mut deliveries = Vec::with_capacity(KINDS.len() * (CLASSES.len() + 1));
+        for kind in KINDS {
+            deliveries.push(counter!(DELIVERIES, "kind" => kind.as_str(), "error" => "none"));
+            for class in CLASSES {
+                deliveries.push(counter!(DELIVERIES, "kind" => kind.as_str(), "error" => class.as_str()));
+            }
+        }
+        Self {
+            deliveries,
+            deferred: ["busy", "paused", "unknown_subscription"]
+                .map(|reason| counter!(DEFERRED, "reason" => reason)),
+            skipped: ["undecodable", "settled"].map(|reason| counter!(SKIPPED, "reason" => reason)),
+            attempt_seconds: histogram!(ATTEMPT_SECONDS),
+            first_attempt_seconds: histogram!(FIRST_ATTEMPT_SECONDS),
+            in_flight: gauge!(IN_FLIGHT),
+            queued: gauge!(QUEUED),
+            outcome_retries: counter!(OUTCOME_RETRIES),
+            subscriptions: gauge!(SUBSCRIPTIONS),
+        }
+    }
+
+    /// Counts a decision about a delivery.
+    pub(crate) fn delivery(&self, kind: OutcomeKind, error: Option<ErrorClass>) {
+        let kind = KINDS.iter().position(|&known| known == kind).unwrap_or(0);
+        let error =
+            error.and_then(|class| CLASSES.iter().position(|&known| known == class)).map_or(0, |at| at + 1);
+        self.deliveries[kind * (CLASSES.len() + 1) + error].increment(1);
+    }
+
+    /// Counts a deferral.
+    pub(crate) fn deferred(&self, reason: Deferral) {
+        self.deferred[reason as usize].increment(1);
+    }
+
+    /// Counts a record that was skipped.
+    pub(crate) fn skipped(&self, reason: Skip) {
+        self.skipped[reason as usize].increment(1);
+    }
+}
+
+impl IntakeMetrics {
+    /// Registers the metrics of the consumer of `topic`.
+    pub(crate) fn new(topic: Topic) -> Self {
+        let topic = topic.base_name();
+        Self {
+            tracker_window: gauge!(TRACKER_WINDOW, "topic" => topic),
+            partitions: gauge!(PARTITIONS, "topic" => topic),
+            commit_failures: counter!(COMMIT_FAILURES, "topic" => topic),
+        }
+    }
+}
+
+fn describe() {
+    describe_counter!(DELIVERIES, "Decisions about deliveries by kind of outcome and error class");
+    describe_histogram!(
+        ATTEMPT_SECONDS,
+        "Duration of an attempt, connecting and the body included, in seconds"
+    );
+    describe_histogram!(
+        FIRST_ATTEMPT_SECONDS,
+        "Time from the receipt of an event to the end of its first attempt, in seconds"
+    );
+    describe_gauge!(IN_FLIGHT, "Attempts under way");
+    describe_gauge!(QUEUED, "Deliveries that wait in memory for their subscription");
+    describe_counter!(DEFERRED, "Deliveries handed to the retry scheduler without an attempt, by reason");
+    describe_gauge!(
+        TRACKER_WINDOW,
+        "Records from the oldest unsettled to the newest received one, all partitions, by topic"
+    );
+    describe_gauge!(PARTITIONS, "Partitions owned, by topic");
+    describe_counter!(COMMIT_FAILURES, "Commits of progress that failed, by topic");
+    describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
+    describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
+    describe_gauge!(SUBSCRIPTIONS, "Subscriptions known");
+}

@@ -1,0 +1,286 @@
+//! Producing outcomes. A delivery is settled when Kafka has acknowledged its outcome, and never before.
+//!
+//! An outcome that Kafka does not take is kept and produced again for as long as the dispatcher lives. Meanwhile
+//! no new record is taken, so what is kept stays within the budget of deliveries.
+
+use crate::{
+    budget::Permit,
+    delivery::{Order, Settlement},
+    kafka_health::KafkaHealth,
+    metrics::Metrics,
+    partition::Receipt,
+};
+use floodway_runtime::{
+    clock,
+    kafka::{KafkaError, KafkaSettings},
+};
+use floodway_schemas::{
+    outcome::{KIND_HEADER, OUTCOME_VERSION, Outcome, OutcomeKind},
+    topic::Topic,
+};
+use rdkafka::{
+    ClientContext,
+    error::KafkaError as ClientError,
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// First and longest pause before outcomes are produced again. Kafka's own message timeout comes on top.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// How often the thread that produces again looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The producer of outcomes.
+pub(crate) struct Outcomes {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    kafka: KafkaSettings,
+    topic: String,
+    /// Replaced after a fatal error of the idempotent producer.
+    producer: RwLock<Arc<ThreadedProducer<OutcomeContext>>>,
+    context: OutcomeContext,
+    ended: AtomicBool,
+}
+
+/// An outcome on its way to Kafka, with what is held until it is there.
+struct Pending {
+    key: String,
+    payload: Vec<u8>,
+    kind: OutcomeKind,
+    receipt: Receipt,
+    _permit: Permit,
+}
+
+#[derive(Clone)]
+struct OutcomeContext {
+    failed: Sender<Arc<Pending>>,
+    /// Outcomes that wait to be produced again.
+    stalled: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+    health: Arc<KafkaHealth>,
+}
+
+impl OutcomeContext {
+    /// Hands an outcome that was not taken to the thread that produces again. The channel is bounded by the budget.
+    fn again(&self, pending: Arc<Pending>) {
+        self.stalled.fetch_add(1, Ordering::AcqRel);
+        self.metrics.outcome_retries.increment(1);
+        // Without a receiver the dispatcher is ending: the record stays unsettled for the next owner.
+        let _ = self.failed.send(pending);
+    }
+}
+
+impl ClientContext for OutcomeContext {
+    fn error(&self, error: ClientError, reason: &str) {
+        self.health.suspect("outcomes", &format!("{error}: {reason}"));
+    }
+}
+
+impl ProducerContext for OutcomeContext {
+    type DeliveryOpaque = Arc<Pending>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
+        match result {
+            Ok(_) => pending.receipt.settle(),
+            Err((error, _)) => {
+                self.health.suspect("outcomes", &error.to_string());
+                self.again(pending);
+            }
+        }
+    }
+}
+
+impl Outcomes {
+    /// Creates the producer; Kafka need not be reachable yet.
+    pub(crate) fn start(
+        kafka: &KafkaSettings,
+        metrics: Arc<Metrics>,
+        health: Arc<KafkaHealth>,
+    ) -> Result<Self, KafkaError> {
+        let (failed, receiver) = mpsc::channel();
+        let context = OutcomeContext { failed, stalled: Arc::default(), metrics, health };
+        let shared = Arc::new(Shared {
+            kafka: kafka.clone(),
+            topic: kafka.topic(Topic::Outcomes),
+            producer: RwLock::new(Arc::new(kafka.producer().create_with_context(context.clone())?)),
+            context,
+            ended: AtomicBool::new(false),
+        });
+        let retrying = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("outcomes-again".to_owned())
+            .spawn(move || retrying.produce_again(&receiver))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Produces the outcome of an order; never blocks and never fails for good.
+    pub(crate) fn produce(&self, order: Order, settlement: Settlement) {
+        let key;
+        let payload;
+        {
+            let Settlement { kind, verdict } = &settlement;
+            let event = &order.event;
+            let outcome = Outcome {
+                v: OUTCOME_VERSION,
+                cause: order.cause.clone(),
+                kind: *kind,
+                tenant: event.tenant,
+                subscription: order.subscription,
+                event_id: Cow::Borrowed(&event.id),
+                event_type: Cow::Borrowed(&event.event_type),
+                key: Cow::Borrowed(&event.key),
+                attempt: order.attempt,
+                since: order.since,
+                at: clock::now(),
+                not_before: verdict.not_before,
+                reason: verdict.reason,
+                status: verdict.status,
+                error: verdict.error,
+                detail: verdict.detail.as_deref().map(Cow::Borrowed),
+                duration_ms: verdict.duration_ms,
+                response: verdict.response.as_deref().map(Cow::Borrowed),
+                record: order.record,
+                // The envelope was JSON when it was decoded.
+                event: match kind {
+                    OutcomeKind::Delivered => None,
+                    _ => serde_json::from_slice(&event.envelope).ok(),
+                },
+            };
+            key = outcome.record_key();
+            payload = match outcome.encode() {
+                Ok(payload) => payload,
+                Err(error) => {
+                    // Strings, numbers and JSON always encode; if not, the record is left to the next owner.
+                    tracing::error!(%error, "an outcome could not be encoded");
+                    return;
+                }
+            };
+        }
+        let pending = Arc::new(Pending {
+            key,
+            payload,
+            kind: settlement.kind,
+            receipt: order.receipt,
+            _permit: order.permit,
+        });
+        if let Err(pending) = self.shared.send(pending) {
+            self.shared.context.again(pending);
+        }
+    }
+
+    /// Whether outcomes wait to be produced again: then no new records are to be taken.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.shared.context.stalled.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until every outcome is acknowledged; returns whether that came true in time. Blocks the thread.
+    pub(crate) fn flush(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let flushed = self.shared.producer().flush(left.min(LOOK)).is_ok();
+            if flushed && !self.is_stalled() {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+        }
+    }
+
+    /// Gives up what was not acknowledged, and waits for the thread. Blocks the thread.
+    pub(crate) fn end(&self) {
+        self.abandon();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that produces outcomes again panicked");
+        }
+    }
+
+    /// Gives up what was not acknowledged.
+    pub(crate) fn abandon(&self) {
+        self.shared.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Shared {
+    fn producer(&self) -> Arc<ThreadedProducer<OutcomeContext>> {
+        Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enqueues an outcome; gives it back when the local queue is full.
+    fn send(&self, pending: Arc<Pending>) -> Result<(), Arc<Pending>> {
+        let held = Arc::clone(&pending);
+        let headers =
+            OwnedHeaders::new().insert(Header { key: KIND_HEADER, value: Some(held.kind.as_str()) });
+        let record = BaseRecord::with_opaque_to(&self.topic, pending)
+            .key(&held.key)
+            .payload(&held.payload)
+            .headers(headers);
+        self.producer().send(record).map_err(|(error, record)| {
+            self.context.health.suspect("outcomes", &error.to_string());
+            record.delivery_opaque
+        })
+    }
+
+    /// The body of the thread that produces again what Kafka did not take.
+    fn produce_again(&self, failed: &Receiver<Arc<Pending>>) {
+        let mut waiting = VecDeque::new();
+        let mut pause = MIN_PAUSE;
+        let mut resume_at = None;
+        while !self.ended.load(Ordering::Acquire) {
+            match failed.recv_timeout(LOOK) {
+                Ok(pending) => {
+                    waiting.push_back(pending);
+                    waiting.extend(failed.try_iter());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if waiting.is_empty() {
+                pause = MIN_PAUSE;
+                resume_at = None;
+                continue;
+            }
+            if Instant::now() < *resume_at.get_or_insert_with(|| Instant::now() + pause) {
+                continue;
+            }
+            resume_at = None;
+            pause = (pause * 2).min(MAX_PAUSE);
+            self.replace_after_fatal_error();
+            while let Some(pending) = waiting.pop_front() {
+                if let Err(pending) = self.send(pending) {
+                    waiting.push_front(pending);
+                    break;
+                }
+                self.context.stalled.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// The idempotent producer is of no use after a fatal error: a new one takes its place. What the old one held comes back as failed.
+    fn replace_after_fatal_error(&self) {
+        let producer = self.producer();
+        let Some((code, reason)) = producer.client().fatal_error() else { return };
+        tracing::error!(%code, reason, "the producer of outcomes failed for good and is replaced");
+        match self.kafka.producer().create_with_context(self.context.clone()) {
+            Ok(fresh) => *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
+            Err(error) => self.context.health.down(format!("producer of outcomes: {error}")),
+        }
+    }
+}

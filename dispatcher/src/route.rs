@@ -1,0 +1,214 @@
+//! From a record to deliveries: decode, find the subscriptions, decide what needs no attempt.
+
+use crate::{
+    config::Settings,
+    deliver::Deliverer,
+    delivery::{Delivery, Order, Settlement},
+    headers::PreparedEvent,
+    metrics::{Deferral, Metrics, Skip},
+    partition::{Partition, Receipt},
+    subscriptions::{Endpoint, Subscriptions},
+};
+use bytes::Bytes;
+use floodway_runtime::clock;
+use floodway_schemas::{
+    DecodeError, MAX_EVENT_BYTES, UnixMillis,
+    config::{History, SubscriptionState},
+    due::{Due, Origin},
+    event::Event,
+    outcome::{Cause, DeadReason},
+    topic::Topic,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Jitter of rechecks, as a share of the wait: what was deferred together does not come back together.
+const SPREAD: f64 = 0.2;
+
+/// A record as it was received.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// Its topic.
+    pub(crate) topic: Topic,
+    /// Its offset.
+    pub(crate) offset: i64,
+    /// Its time: for events the broker's.
+    pub(crate) timestamp: UnixMillis,
+    /// Its value.
+    pub(crate) payload: Bytes,
+}
+
+/// Turns records into deliveries. Never blocks, but for [`Router::wait_for_room`].
+pub(crate) struct Router {
+    /// Who gets what.
+    pub(crate) subscriptions: Arc<Subscriptions>,
+    /// Where deliveries go.
+    pub(crate) deliverer: Arc<Deliverer>,
+    /// Wait before a paused subscription is looked at again.
+    pub(crate) paused_recheck: Duration,
+    /// Age up to which an unknown subscription may still be on its way.
+    pub(crate) config_grace: Duration,
+}
+
+/// What a record asks for: one event, and what to do with it for each subscription.
+struct Plan {
+    event: Arc<PreparedEvent>,
+    steps: Vec<Step>,
+}
+
+struct Step {
+    cause: Cause,
+    attempt: u32,
+    since: UnixMillis,
+    target: Target,
+}
+
+enum Target {
+    Endpoint(Arc<Endpoint>),
+    Unknown(floodway_schemas::ids::SubscriptionId),
+}
+
+impl Router {
+    /// A router with the settings' waits.
+    pub(crate) fn new(
+        subscriptions: Arc<Subscriptions>,
+        deliverer: Arc<Deliverer>,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            subscriptions,
+            deliverer,
+            paused_recheck: settings.paused_recheck,
+            config_grace: settings.config_grace,
+        }
+    }
+
+    /// Whether another record may be taken; waits for that up to about `patience`. Blocks the thread.
+    pub(crate) fn wait_for_room(&self, patience: Duration) -> bool {
+        if self.deliverer.outcomes.is_stalled() {
+            std::thread::sleep(patience);
+            return false;
+        }
+        self.deliverer.budget.wait_for_room(patience)
+    }
+
+    /// Takes a record: counts its deliveries in the partition's tracker, then sets them off.
+    pub(crate) fn accept(&self, partition: &Arc<Partition>, record: &Record) {
+        let received = Instant::now();
+        if partition.is_settled_or_seen(record.offset) {
+            self.metrics().skipped(Skip::Settled);
+            partition.receive(record.offset, 0);
+            return;
+        }
+        let plan = match record.topic {
+            Topic::Due | Topic::Replays => self.plan_due(record),
+            _ => self.plan_event(partition, record),
+        };
+        let Plan { event, steps } = match plan {
+            Ok(Some(plan)) => plan,
+            Ok(None) => return partition.receive(record.offset, 0),
+            Err(error) => {
+                let topic = record.topic.base_name();
+                tracing::warn!(topic, partition = partition.id(), offset = record.offset, %error, "record skipped");
+                self.metrics().skipped(Skip::Undecodable);
+                return partition.receive(record.offset, 0);
+            }
+        };
+        // A record has fewer subscriptions than a number has values.
+        partition.receive(record.offset, u32::try_from(steps.len()).unwrap_or(u32::MAX));
+        for step in steps {
+            self.carry_out(step, &event, Receipt::new(partition, record.offset), received);
+        }
+    }
+
+    /// One step for every subscription that wants the event; nothing when there is none.
+    fn plan_event(&self, partition: &Partition, record: &Record) -> Result<Option<Plan>, DecodeError> {
+        let event = decode(&record.payload)?;
+        let Some(endpoints) = self.subscriptions.of_tenant(event.tenant) else { return Ok(None) };
+        let cause = Cause::Event { run: partition.run(), partition: partition.id(), offset: record.offset };
+        let steps: Vec<Step> = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.wants(&event.event_type, record.timestamp))
+            .map(|endpoint| Step {
+                cause: cause.clone(),
+                attempt: 1,
+                since: event.received_at,
+                target: Target::Endpoint(Arc::clone(endpoint)),
+            })
+            .collect();
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Plan { event: Arc::new(PreparedEvent::new(&event, &record.payload)), steps }))
+    }
+
+    /// The one step of a retry or a replay.
+    fn plan_due(&self, record: &Record) -> Result<Option<Plan>, DecodeError> {
+        let due = Due::decode(&record.payload)?;
+        let envelope = record.payload.slice_ref(due.event.get().as_bytes());
+        let event = decode(&envelope)?;
+        let endpoint =
+            self.subscriptions.get(due.subscription).filter(|known| known.subscription.tenant == due.tenant);
+        let event = PreparedEvent::new(&event, &envelope);
+        let cause = match due.origin {
+            Origin::RetryKey(key) => Cause::Due(key),
+            Origin::ReplayId(replay) => Cause::Replay { replay, message_id: event.message_id.clone() },
+        };
+        let target = endpoint.map_or(Target::Unknown(due.subscription), Target::Endpoint);
+        let step = Step { cause, attempt: due.attempt, since: due.since, target };
+        Ok(Some(Plan { event: Arc::new(event), steps: vec![step] }))
+    }
+
+    fn carry_out(&self, step: Step, event: &Arc<PreparedEvent>, receipt: Receipt, received: Instant) {
+        let Step { cause, attempt, since, target } = step;
+        let (subscription, record) = match &target {
+            Target::Endpoint(endpoint) => {
+                (endpoint.subscription.id, endpoint.subscription.history == History::All)
+            }
+            Target::Unknown(id) => (*id, false),
+        };
+        let permit = self.deliverer.budget.take(event.envelope.len());
+        let event = Arc::clone(event);
+        let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
+        let now = clock::now();
+        match target {
+            Target::Endpoint(endpoint) => match endpoint.subscription.state {
+                SubscriptionState::Active => self.deliverer.offer(Delivery { order, endpoint, received }),
+                _ if now > endpoint.subscription.retry.expires_at(since) => {
+                    self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));
+                }
+                SubscriptionState::Paused => self.defer(order, Deferral::Paused, self.paused_recheck, now),
+                SubscriptionState::Disabled => {
+                    self.deliverer.settle(order, Settlement::dead(DeadReason::SubscriptionDisabled));
+                }
+            },
+            // A test event or a replay may overtake the subscription that it is for.
+            Target::Unknown(_) if now.since(since) < self.config_grace => {
+                self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now);
+            }
+            Target::Unknown(_) => self.deliverer.settle(order, Settlement::dropped()),
+        }
+    }
+
+    fn defer(&self, order: Order, reason: Deferral, wait: Duration, now: UnixMillis) {
+        self.metrics().deferred(reason);
+        let wait = wait.mul_f64(1.0 + SPREAD * rand::random::<f64>());
+        self.deliverer.settle(order, Settlement::deferred(now.plus(wait)));
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.deliverer.metrics
+    }
+}
+
+/// Reads an envelope. One beyond ingest's limit is not ours, and no topic could take its outcome.
+fn decode(envelope: &Bytes) -> Result<Event<'_>, DecodeError> {
+    if envelope.len() > MAX_EVENT_BYTES {
+        return Err(
+            floodway_schemas::event::EventError::Malformed(format!("{} bytes", envelope.len())).into()
+        );
+    }
+    Event::decode(envelope)
+}

@@ -1,0 +1,275 @@
+//! Which offsets of a partition are settled. Pure: no clock, no I/O.
+//!
+//! Deliveries finish in any order, but Kafka keeps one number per partition. The tracker therefore holds every record from the
+//! oldest unsettled one to the newest received one, and sums them up as [`Progress`]: below `high` everything is settled but
+//! the offsets listed as open. A new owner starts at the watermark and skips what is settled.
+//!
+//! Offsets have gaps (compaction, transaction markers): only received offsets are kept, and an offset that was never
+//! received below one that was does not exist.
+
+use std::collections::VecDeque;
+
+/// What is settled: the value that is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Offsets from here on are not known to be settled, unless they are below `high` and not open.
+    pub(crate) high: i64,
+    /// Unsettled offsets below `high`, ascending.
+    pub(crate) open: Vec<i64>,
+}
+
+impl Progress {
+    /// Nothing is known from `offset` on; everything below is settled.
+    pub(crate) fn starting_at(offset: i64) -> Self {
+        Self { high: offset, open: Vec::new() }
+    }
+
+    /// The offset to commit: the first one that may need delivery.
+    pub(crate) fn watermark(&self) -> i64 {
+        self.open.first().copied().unwrap_or(self.high)
+    }
+
+    /// Whether the record at `offset` needs no delivery.
+    pub(crate) fn is_settled(&self, offset: i64) -> bool {
+        offset < self.high && self.open.binary_search(&offset).is_err()
+    }
+}
+
+/// The records of one partition between the oldest unsettled and the newest received one.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    /// What earlier owners settled.
+    inherited: Progress,
+    /// Received and not below the watermark, ascending; the first one is unsettled.
+    window: VecDeque<Entry>,
+    /// One more than the newest received offset; before any, the start.
+    next: i64,
+    /// Grows with every change that a snapshot would show.
+    revision: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    offset: i64,
+    /// Deliveries without an acknowledged outcome.
+    remaining: u32,
+}
+
+impl Tracker {
+    /// A tracker that goes on where `inherited` ends.
+    pub(crate) fn new(inherited: Progress) -> Self {
+        Self { next: inherited.watermark(), inherited, window: VecDeque::new(), revision: 0 }
+    }
+
+    /// Whether an earlier owner settled the record at `offset`, or this one received it before.
+    pub(crate) fn is_settled_or_seen(&self, offset: i64) -> bool {
+        offset < self.next || self.inherited.is_settled(offset)
+    }
+
+    /// Takes a record with its number of deliveries; none means that it is settled. Offsets only grow.
+    pub(crate) fn receive(&mut self, offset: i64, deliveries: u32) {
+        if offset < self.next {
+            return;
+        }
+        self.next = offset + 1;
+        self.revision += 1;
+        if deliveries > 0 || !self.window.is_empty() {
+            self.window.push_back(Entry { offset, remaining: deliveries });
+        }
+    }
+
+    /// Counts one delivery of the record at `offset` as done. Returns whether the window became shorter.
+    pub(crate) fn complete(&mut self, offset: i64) -> bool {
+        let index = self.window.partition_point(|entry| entry.offset < offset);
+        let Some(entry) = self.window.get_mut(index).filter(|entry| entry.offset == offset) else {
+            return false;
+        };
+        entry.remaining = entry.remaining.saturating_sub(1);
+        if entry.remaining > 0 {
+            return false;
+        }
+        self.revision += 1;
+        let before = self.window.len();
+        while self.window.front().is_some_and(|entry| entry.remaining == 0) {
+            self.window.pop_front();
+        }
+        self.window.len() < before
+    }
+
+    /// Records from the oldest unsettled to the newest received one.
+    pub(crate) fn window_len(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Changes whenever [`Tracker::progress`] may have changed.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What is settled now.
+    pub(crate) fn progress(&self) -> Progress {
+        let received = self.window.iter().filter(|entry| entry.remaining > 0).map(|entry| entry.offset);
+        let still_inherited = self.inherited.open.iter().copied().filter(|&offset| offset >= self.next);
+        Progress { high: self.next.max(self.inherited.high), open: received.chain(still_inherited).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit;
+    use floodway_schemas::ids::RunId;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use uuid::Uuid;
+
+    #[test]
+    fn the_watermark_is_the_first_unsettled_offset_and_skips_gaps() {
+        let mut tracker = Tracker::new(Progress::starting_at(10));
+        assert_eq!(tracker.progress().watermark(), 10);
+        tracker.receive(12, 1);
+        tracker.receive(15, 2);
+        tracker.receive(16, 0);
+        assert_eq!(tracker.progress(), Progress { high: 17, open: vec![12, 15] });
+        assert!(tracker.complete(12));
+        assert!(!tracker.complete(15));
+        assert_eq!(tracker.progress(), Progress { high: 17, open: vec![15] });
+        assert!(tracker.complete(15));
+        assert_eq!(tracker.progress(), Progress::starting_at(17));
+        assert_eq!(tracker.window_len(), 0);
+    }
+
+    #[test]
+    fn what_an_earlier_owner_settled_stays_settled_before_it_is_received_again() {
+        let mut tracker = Tracker::new(Progress { high: 20, open: vec![10, 15] });
+        assert!(
+            tracker.is_settled_or_seen(9) && tracker.is_settled_or_seen(11) && tracker.is_settled_or_seen(19)
+        );
+        assert!(
+            !tracker.is_settled_or_seen(10)
+                && !tracker.is_settled_or_seen(15)
+                && !tracker.is_settled_or_seen(20)
+        );
+        tracker.receive(10, 1);
+        assert_eq!(tracker.progress(), Progress { high: 20, open: vec![10, 15] });
+        tracker.complete(10);
+        assert_eq!(tracker.progress(), Progress { high: 20, open: vec![15] });
+    }
+
+    #[test]
+    fn a_record_received_twice_is_not_delivered_twice() {
+        let mut tracker = Tracker::new(Progress::starting_at(0));
+        tracker.receive(0, 1);
+        assert!(tracker.is_settled_or_seen(0));
+        tracker.receive(0, 5);
+        tracker.complete(0);
+        assert_eq!(tracker.progress(), Progress::starting_at(1));
+    }
+
+    /// A log with gaps: offsets and the number of deliveries of each.
+    fn log() -> impl Strategy<Value = BTreeMap<i64, u32>> {
+        proptest::collection::btree_map(0i64..300, 0u32..3, 1..120)
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// The consumer hands over the next records.
+        Receive(u8),
+        /// Some pending delivery is done.
+        Complete(usize),
+        /// The current progress is committed.
+        Commit,
+        /// The process dies and another goes on from the last commit.
+        Crash,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1u8..20).prop_map(Step::Receive),
+            8 => any::<usize>().prop_map(Step::Complete),
+            2 => Just(Step::Commit),
+            1 => Just(Step::Crash),
+        ];
+        proptest::collection::vec(step, 1..150)
+    }
+
+    /// One owner of the partition: its tracker and the deliveries that it has not done.
+    struct Owner {
+        tracker: Tracker,
+        position: i64,
+        pending: Vec<i64>,
+    }
+
+    impl Owner {
+        fn start(committed: (i64, &str)) -> Self {
+            let progress = match commit::decode(committed.0, committed.1) {
+                Some((_, progress)) => progress,
+                None => Progress::starting_at(committed.0),
+            };
+            Self { position: progress.watermark(), tracker: Tracker::new(progress), pending: Vec::new() }
+        }
+
+        /// Receives the next record; returns its offset if it has to be delivered.
+        fn receive(&mut self, log: &BTreeMap<i64, u32>) -> Option<i64> {
+            let (&offset, &deliveries) = log.range(self.position..).next()?;
+            self.position = offset + 1;
+            if self.tracker.is_settled_or_seen(offset) {
+                self.tracker.receive(offset, 0);
+                return None;
+            }
+            self.tracker.receive(offset, deliveries);
+            self.pending.extend(std::iter::repeat_n(offset, deliveries as usize));
+            Some(offset)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn crashes_lose_nothing_and_repeat_only_what_no_commit_covered(log in log(), steps in steps()) {
+            let run = RunId(Uuid::nil());
+            let mut done: BTreeMap<i64, u32> = BTreeMap::new();
+            let mut committed = (0i64, String::new());
+            let mut covered: BTreeSet<i64> = BTreeSet::new();
+            let mut owner = Owner::start((committed.0, &committed.1));
+            for step in steps {
+                match step {
+                    Step::Receive(count) => for _ in 0..count {
+                        if let Some(offset) = owner.receive(&log) {
+                            prop_assert!(!covered.contains(&offset), "{offset} was covered by a commit");
+                        }
+                    },
+                    Step::Complete(pick) if !owner.pending.is_empty() => {
+                        let offset = owner.pending.swap_remove(pick % owner.pending.len());
+                        owner.tracker.complete(offset);
+                        *done.entry(offset).or_default() += 1;
+                    }
+                    Step::Complete(_) => {}
+                    Step::Commit => {
+                        let progress = owner.tracker.progress();
+                        for (&offset, &deliveries) in &log {
+                            if progress.is_settled(offset) {
+                                covered.insert(offset);
+                                prop_assert!(done.get(&offset).copied().unwrap_or(0) >= deliveries, "{offset} is claimed, not done");
+                            }
+                        }
+                        committed = commit::encode(run, &progress);
+                    }
+                    Step::Crash => owner = Owner::start((committed.0, &committed.1)),
+                }
+            }
+            // Left alone, the last owner settles everything.
+            while owner.position <= 300 && log.range(owner.position..).next().is_some() {
+                owner.receive(&log);
+            }
+            for offset in std::mem::take(&mut owner.pending) {
+                owner.tracker.complete(offset);
+                *done.entry(offset).or_default() += 1;
+            }
+            for (offset, deliveries) in &log {
+                prop_assert!(done.get(offset).copied().unwrap_or(0) >= *deliveries, "{offset} was lost");
+            }
+            prop_assert_eq!(owner.tracker.progress().open, Vec::<i64>::new());
+            prop_assert_eq!(owner.tracker.window_len(), 0);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Nothing is lost, and as little as possible repeated.
+
+use crate::{
+    receiver::{Answer, Receiver},
+    world::{World, until},
+};
+use floodway_dispatcher::{Dispatcher, Settings};
+use floodway_runtime::{kafka::MESSAGE_TIMEOUT_MS, testing};
+use floodway_schemas::topic::Topic;
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+    client::DefaultClientContext,
+};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+const GROUP: &str = "dispatcher";
+
+/// The run that an outcome of an event names.
+fn run_of(outcome: &serde_json::Value) -> String {
+    outcome["cause"].as_str().unwrap().split(':').nth(1).unwrap().to_owned()
+}
+
+/// Holds the event named `held`, answers all others.
+async fn holding_receiver() -> Receiver {
+    Receiver::start(|arrival| if arrival.event_id() == "held" { Answer::Held } else { Answer::status(200) })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_only_what_was_not_covered_is_delivered_again_in_the_same_run() {
+    let mut world = World::create(1).await;
+    let mut receiver = holding_receiver().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let first = world.run(World::settings()).await;
+    for id in ["1", "2", "held", "4", "5"] {
+        world.send(id, "a");
+    }
+    receiver.next_ids(5).await;
+    let mut outcomes = world.outcomes();
+    outcomes.at_least(4).await;
+    let mut covered = None;
+    until("the commit covers what is above the held event", || {
+        covered = world.committed(Topic::Events, GROUP, 0);
+        eprintln!("{:?} {covered:?}", Instant::now());
+        // Three offsets from the held one to the end, and no further one open.
+        covered.as_ref().is_some_and(|(offset, metadata)| *offset == 2 && metadata.ends_with(":Aw"))
+    })
+    .await;
+
+    first.crash();
+    let second = world.run(World::settings()).await;
+    assert_eq!(receiver.next().await.event_id(), "held");
+    receiver.open_gate();
+    world.send("6", "a");
+    assert_eq!(receiver.next().await.event_id(), "6");
+    let seen = outcomes.at_least(6).await;
+    let runs: BTreeSet<String> = seen.iter().map(run_of).collect();
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    assert!(covered.unwrap().1.contains(runs.first().unwrap()));
+    assert!(receiver.rest().is_empty());
+    world.end(&[&first, &second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_the_group_begins_a_new_run_and_delivers_again() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let first = world.run(World::settings()).await;
+    for id in ["1", "2", "3"] {
+        world.send(id, "a");
+    }
+    assert_eq!(receiver.next_ids(3).await, ["1", "2", "3"]);
+    first.context.shutdown.cancel();
+    world.ended().await.unwrap();
+    assert_eq!(world.committed(Topic::Events, GROUP, 0).unwrap().0, 3, "the last commit covers everything");
+
+    world.reset(Topic::Events, GROUP, 0, 1);
+    let second = world.run(World::settings()).await;
+    assert_eq!(receiver.next_ids(2).await, ["2", "3"]);
+    let mut outcomes = world.outcomes();
+    let seen = outcomes.at_least(5).await;
+    let runs: Vec<String> = seen.iter().map(run_of).collect();
+    assert!(runs[..3].iter().all(|run| *run == runs[0]));
+    assert!(runs[3..].iter().all(|run| *run == runs[3] && *run != runs[0]), "{runs:?}");
+    world.end(&[&second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offset_is_committed_only_after_kafka_acknowledged_the_outcome() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let running = world.run(World::settings()).await;
+    world.send("1", "a");
+    receiver.next().await;
+    let mut outcomes = world.outcomes();
+    outcomes.at_least(1).await;
+    until("the first event is committed", || {
+        world.committed(Topic::Events, GROUP, 0).is_some_and(|c| c.0 == 1)
+    })
+    .await;
+
+    // More in-sync replicas than there are brokers: Kafka takes no outcome.
+    set_min_insync_replicas(&world, "2").await;
+    world.send("2", "a");
+    receiver.next().await;
+    // Nothing is claimed for many commit intervals, and still when the producer's message timeout has passed.
+    let end = Instant::now() + Duration::from_millis(u64::from(MESSAGE_TIMEOUT_MS) + 2_000);
+    until("the message timeout passes", || {
+        assert_eq!(world.committed(Topic::Events, GROUP, 0).unwrap().0, 1);
+        Instant::now() > end
+    })
+    .await;
+    set_min_insync_replicas(&world, "1").await;
+    let seen = outcomes.at_least(2).await;
+    assert_eq!(seen[1]["event_id"], "2");
+    until("the second event is committed", || {
+        world.committed(Topic::Events, GROUP, 0).is_some_and(|c| c.0 == 2)
+    })
+    .await;
+    assert!(receiver.rest().is_empty(), "the outcome was produced again, not the delivery made again");
+    world.end(&[&running]).await;
+}
+
+async fn set_min_insync_replicas(world: &World, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = world.topics.kafka.client().create().unwrap();
+    let topic = world.topics.kafka.topic(Topic::Outcomes);
+    let config = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("min.insync.replicas", value);
+    for result in admin.alter_configs([&config], &AdminOptions::new()).await.unwrap() {
+        result.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_come_and_go_lose_nothing() {
+    const EVENTS: usize = 400;
+    let mut world = World::create(4).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let first = world.run(World::settings()).await;
+    let send =
+        |range: std::ops::Range<usize>| range.for_each(|event| world.send(&format!("{event:04}"), "a"));
+    send(0..100);
+    let mut arrived = BTreeSet::new();
+    arrived.insert(receiver.next().await.event_id().to_owned());
+    let mut world = {
+        send(100..200);
+        world
+    };
+    let second = world.run(World::settings()).await;
+    until("both own partitions", || second.context.health.is_ready()).await;
+    for event in 200..300 {
+        world.send(&format!("{event:04}"), "a");
+    }
+    first.context.shutdown.cancel();
+    for event in 300..EVENTS {
+        world.send(&format!("{event:04}"), "a");
+    }
+    while arrived.len() < EVENTS {
+        arrived.insert(receiver.next().await.event_id().to_owned());
+    }
+    // Every one of them has its outcome, too.
+    let mut outcomes = world.outcomes();
+    let mut settled = BTreeSet::new();
+    let mut count = 0;
+    while settled.len() < EVENTS {
+        count += 1;
+        let outcome = &outcomes.at_least(count).await[count - 1];
+        assert!(["delivered", "deferred"].contains(&outcome["kind"].as_str().unwrap()), "{outcome}");
+        settled.insert(outcome["event_id"].as_str().unwrap().to_owned());
+    }
+    world.end(&[&first, &second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_waits_for_attempts_under_way_and_commits_them() {
+    let mut world = World::create(1).await;
+    let mut receiver = holding_receiver().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let running = world.run(World::settings()).await;
+    world.send("held", "a");
+    receiver.next().await;
+    running.context.shutdown.cancel();
+    receiver.open_gate();
+    world.ended().await.unwrap();
+    assert_eq!(world.outcomes().at_least(1).await[0]["kind"], "delivered");
+    assert_eq!(world.committed(Topic::Events, GROUP, 0).unwrap().0, 1);
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_cut_off_by_the_drain_deadline_is_left_to_the_next_owner() {
+    let mut world = World::create(1).await;
+    let mut receiver = holding_receiver().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let first = world.run(Settings { drain_deadline: Duration::from_millis(100), ..World::settings() }).await;
+    world.send("held", "a");
+    receiver.next().await;
+    first.context.shutdown.cancel();
+    world.ended().await.unwrap();
+    assert_eq!(world.committed(Topic::Events, GROUP, 0).unwrap().0, 0);
+    receiver.open_gate();
+    let second = world.run(World::settings()).await;
+    assert_eq!(receiver.next().await.event_id(), "held");
+    world.end(&[&first, &second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreachable_kafka_is_reported_and_is_no_reason_to_end() {
+    let mut kafka = testing::kafka();
+    // Reserved and closed on every sane machine.
+    kafka.brokers = "127.0.0.1:1".to_owned();
+    let context = testing::context(kafka);
+    let mut running = JoinSet::new();
+    running.spawn(Dispatcher::bind(World::settings(), context.clone()).await.unwrap().run());
+    until("health names the broker", || {
+        let reports = context.health.reports();
+        let kafka = reports.iter().find(|report| report.name == "kafka").unwrap();
+        kafka.status == "down" && kafka.reason.as_deref().is_some_and(|reason| reason.contains("127.0.0.1:1"))
+    })
+    .await;
+    assert!(!context.health.is_ready());
+    assert!(running.try_join_next().is_none());
+    context.shutdown.cancel();
+    crate::world::within("end", running.join_next()).await.unwrap().unwrap().unwrap();
+}

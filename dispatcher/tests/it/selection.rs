@@ -1,0 +1,134 @@
+//! Who gets what.
+
+use crate::{
+    receiver::Receiver,
+    world::{World, until},
+};
+use floodway_runtime::clock;
+use floodway_schemas::{
+    UnixMillis,
+    config::SubscriptionState,
+    due::{Origin, RetryKey},
+    event::message_id,
+    ids::{ReplayId, SubscriptionId, TenantId},
+    topic::Topic,
+};
+use serde_json::json;
+use std::time::Duration;
+use uuid::Uuid;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_goes_to_the_subscriptions_that_want_it() {
+    let mut world = World::create(2).await;
+    let mut receiver = Receiver::ok().await;
+    let publish = |path: &str, change: &dyn Fn(&mut floodway_schemas::config::Subscription)| {
+        let mut subscription = world.subscription(receiver.url(path));
+        change(&mut subscription);
+        world.publish(&subscription);
+    };
+    publish("all", &|_| {});
+    publish("orders", &|s| s.types = vec!["order.*".parse().unwrap()]);
+    publish("exact", &|s| s.types = vec!["x".parse().unwrap(), "order.created".parse().unwrap()]);
+    publish("disabled", &|s| s.state = SubscriptionState::Disabled);
+    publish("future", &|s| s.active_from = clock::now().plus(Duration::from_secs(3600)));
+    publish("foreign", &|s| s.tenant = TenantId(Uuid::now_v7()));
+    let running = world.run(World::settings()).await;
+    for event_type in ["order.created", "order.deleted", "user.created"] {
+        world.send(event_type, event_type);
+    }
+    let mut arrived = Vec::new();
+    for _ in 0..6 {
+        let arrival = receiver.next().await;
+        arrived.push(format!("{} {}", &arrival.path[1..], arrival.event_id()));
+    }
+    arrived.sort();
+    let expected = [
+        "all order.created",
+        "all order.deleted",
+        "all user.created",
+        "exact order.created",
+        "orders order.created",
+        "orders order.deleted",
+    ];
+    assert_eq!(arrived, expected);
+    world.outcomes().at_least(6).await;
+    assert!(receiver.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_does_not_get_events_recorded_before_it_was_active() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.send("before", "a");
+    world.flush();
+    let mut subscription = world.subscription(receiver.url(""));
+    // The broker's clock is this machine's, and record times are whole milliseconds.
+    subscription.active_from = clock::now().plus(Duration::from_millis(1));
+    world.publish(&subscription);
+    until("the subscription is active", || clock::now() >= subscription.active_from).await;
+    world.send("after", "a");
+    let running = world.run(World::settings()).await;
+    assert_eq!(receiver.next().await.event_id(), "after");
+    assert!(receiver.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_goes_to_its_subscription_only_and_names_its_cause() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    let wanted = world.subscription(receiver.url("wanted"));
+    let mut disabled = world.subscription(receiver.url("disabled"));
+    disabled.state = SubscriptionState::Disabled;
+    let unknown = SubscriptionId(Uuid::now_v7());
+    for subscription in [&wanted, &disabled, &world.subscription(receiver.url("other"))] {
+        world.publish(subscription);
+    }
+    let running = world.run(World::settings()).await;
+    let event = world.event("e", "a", "{}");
+    let retry = |id| Origin::RetryKey(RetryKey { shard: 3, id });
+    let replay = ReplayId(Uuid::now_v7());
+    let minute_ago = UnixMillis(clock::now().0 - 60_000);
+    world.send_due(Topic::Due, wanted.id, retry(1), 2, &event, minute_ago);
+    world.send_due(Topic::Due, disabled.id, retry(2), 2, &event, minute_ago);
+    world.send_due(Topic::Due, unknown, retry(3), 2, &event, minute_ago);
+    let mut outcomes = world.outcomes();
+    let outcome = outcomes.of(wanted.id).await;
+    assert_eq!(
+        (&outcome["kind"], &outcome["cause"], &outcome["attempt"]),
+        (&json!("delivered"), &json!("due:3-1"), &json!(2))
+    );
+    let outcome = outcomes.of(disabled.id).await;
+    assert_eq!((&outcome["kind"], &outcome["reason"]), (&json!("dead"), &json!("subscription_disabled")));
+    assert_eq!(outcomes.of(unknown).await["kind"], "dropped");
+    assert_eq!(receiver.next().await.path, "/wanted");
+
+    world.send_due(Topic::Replays, wanted.id, Origin::ReplayId(replay), 1, &event, clock::now());
+    assert_eq!(receiver.next().await.path, "/wanted");
+    let outcome = outcomes.at_least(4).await[3].clone();
+    let message = message_id(world.tenant, "/test", "e");
+    assert_eq!(outcome["cause"], format!("replay:{replay}:{message}"));
+    assert!(receiver.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_other_formats_are_skipped() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let running = world.run(World::settings()).await;
+    for payload in ["", "not json", "[]", r#"{"specversion":"1.0","type":"a"}"#] {
+        world.produce(Topic::Events, None, "k", payload.as_bytes());
+        world.produce(Topic::Due, None, "k", payload.as_bytes());
+    }
+    world.send("good", "a");
+    assert_eq!(receiver.next().await.event_id(), "good");
+    until("everything is settled", || {
+        world.committed(Topic::Events, "dispatcher", 0).is_some_and(|(offset, _)| offset == 5)
+            && world.committed(Topic::Due, "dispatcher-due", 0).is_some_and(|(offset, _)| offset == 4)
+    })
+    .await;
+    world.end(&[&running]).await;
+}
