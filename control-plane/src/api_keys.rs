@@ -17,7 +17,6 @@ use floodway_schemas::{
 };
 use floodway_store::{
     api_keys::{self, ApiKeyRow},
-    outbox::ConfigurationWrite,
     tenants,
 };
 use secrecy::ExposeSecret;
@@ -131,17 +130,15 @@ pub(crate) async fn create_api_key(
         environment: new.environment,
         created_at: now,
     };
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    tenants::get(write.reader(), tenant).await?;
-    if api_keys::count(write.reader(), tenant).await? >= MAX_KEYS {
-        return Err(Refusal::Conflict(format!("the tenant has {MAX_KEYS} API keys, which is the most")));
-    }
-    api_keys::insert(&mut write, &row).await?;
-    let change = write.commit().await?;
-    drop(client);
-    let created = CreatedApiKey { view: row.into(), key: key.expose_secret().to_owned() };
-    Ok(api.changed(change, created).await.into_response(StatusCode::CREATED))
+    let created = api.change(async |write| {
+        tenants::get(write.reader(), tenant).await?;
+        if api_keys::count(write.reader(), tenant).await? >= MAX_KEYS {
+            return Err(Refusal::Conflict(format!("the tenant has {MAX_KEYS} API keys, which is the most")));
+        }
+        api_keys::insert(write, &row).await?;
+        Ok(CreatedApiKey { view: row.into(), key: key.expose_secret().to_owned() })
+    });
+    Ok(created.await?.into_response(StatusCode::CREATED))
 }
 
 /// List a tenant's API keys
@@ -171,12 +168,11 @@ pub(crate) async fn revoke_api_key(
     State(api): State<Api>,
     Ids((tenant, id)): Ids<(TenantId, ApiKeyId)>,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    let mut row = api_keys::get(write.reader(), tenant, id).await?;
-    row.record.state = ApiKeyState::Revoked;
-    api_keys::update(&mut write, &mut row).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, ApiKeyView::from(row)).await.into_response(StatusCode::OK))
+    let revoked = api.change(async |write| {
+        let mut row = api_keys::get(write.reader(), tenant, id).await?;
+        row.record.state = ApiKeyState::Revoked;
+        api_keys::update(write, &mut row).await?;
+        Ok(ApiKeyView::from(row))
+    });
+    Ok(revoked.await?.into_response(StatusCode::OK))
 }

@@ -63,7 +63,7 @@ impl Settings {
         if self.publish_deadline.is_zero() || self.publish_deadline > Duration::from_secs(25) {
             return Err(
                 "control_plane.publish_deadline (FLOODWAY_CONTROL_PLANE__PUBLISH_DEADLINE): must be from \
-                        above 0 to 25s, the time that a request may take"
+                        above 0 to 25s, the time that clients can be expected to wait"
                     .to_owned(),
             );
         }

@@ -8,6 +8,11 @@ use axum::{
 };
 use floodway_schemas::UnixMillis;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Longest wait for a body.
+pub(crate) const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A JSON body. Unknown fields are the type's to refuse.
 pub(crate) struct Body<T>(pub(crate) T);
@@ -16,7 +21,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let Json(body) = Json::from_request(request, state).await?;
+        let body = timeout(BODY_DEADLINE, Json::from_request(request, state)).await;
+        let Json(body) =
+            body.map_err(|_| Refusal::Invalid("the body did not arrive in time".to_owned()))??;
         Ok(Self(body))
     }
 }

@@ -107,8 +107,9 @@ impl ControlPlane {
             replays: Replays::new(records.clone(), context.kafka.topic(Topic::Replays)),
             sealing: Arc::clone(&context.sealing),
             endpoints: Arc::new(EndpointRules::new(settings.allowed_networks.clone())),
+            turn: Arc::default(),
         };
-        let router = routes::router(api, key, settings.max_body_bytes)
+        let router = routes::router(api, key, settings.max_body_bytes, settings.publish_deadline)
             .map_err(|_| Error::Setting("the interface's description cannot be written".to_owned()))?;
         let (listener, address) = listen(settings.listen).await?;
         Ok(Self {

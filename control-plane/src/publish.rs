@@ -9,10 +9,10 @@
 //!   which matters for deletions, because a tombstone has no version.
 //! - Loses its session without noticing: the read of the next batch goes over the same session and fails. The batch in
 //!   flight is over within the producer's 5 s; the server gives the lock of a silent session away after 30 s.
-//! - Stands by: tries for the lock once a second.
+//! - Stands by: follows the recorded position every 50 ms, and tries for the lock once a second.
 //!
 //! Handlers wait for their change's row by [`Publication::settled`]: told at once when the publisher is in this process, by
-//! reading the recorded position otherwise.
+//! following the recorded position otherwise. They need no connection while they wait.
 
 use crate::{metrics, pause::Backoff, records::Records};
 use floodway_runtime::health::Component;
@@ -37,15 +37,14 @@ const BATCH_ROWS: i64 = 100;
 const KEPT_ROWS: i64 = 10_000;
 /// How often the publisher looks for rows of other replicas. Rows of its own process wake it at once.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
-/// How often a replica that stands by tries to become the publisher.
-const STANDBY_WAIT: Duration = Duration::from_secs(1);
-/// How often a handler looks at the recorded position, for changes that another replica publishes.
-const SETTLED_POLL: Duration = Duration::from_millis(50);
+/// How often a replica that stands by looks at the recorded position.
+const STANDBY_POLL: Duration = Duration::from_millis(50);
+/// Looks after which it tries to become the publisher: once a second.
+const STANDBY_POLLS: u32 = 20;
 
 /// What handlers hold: wakes the publisher and waits for it. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Publication {
-    pool: Pool,
     deadline: Duration,
     position: watch::Receiver<Published>,
     wake: Arc<Notify>,
@@ -81,29 +80,10 @@ impl Publication {
     /// knows the change. `None` when the deadline passes first; the change is stored and will be published.
     pub(crate) async fn settled(&self, id: i64) -> Option<i64> {
         self.wake.notify_one();
-        timeout(self.deadline, self.wait_for(id)).await.ok().flatten()
-    }
-
-    async fn wait_for(&self, id: i64) -> Option<i64> {
         let mut position = self.position.clone();
-        loop {
-            let known = *position.borrow_and_update();
-            if known.outbox_id >= id {
-                return known.kafka_offset;
-            }
-            if let Ok(Ok(())) = timeout(SETTLED_POLL, position.changed()).await {
-                continue;
-            }
-            match self.recorded().await {
-                Ok(recorded) if recorded.outbox_id >= id => return recorded.kafka_offset,
-                // Not yet, or the database is away for a moment: the deadline decides.
-                _ => {}
-            }
-        }
-    }
-
-    async fn recorded(&self) -> Result<Published, floodway_store::Error> {
-        outbox::published(&**self.pool.get().await?).await
+        let reached = position.wait_for(|position| position.outbox_id >= id);
+        // The sender only vanishes with the process.
+        timeout(self.deadline, reached).await.ok()?.ok()?.kafka_offset
     }
 }
 
@@ -118,7 +98,7 @@ impl Publisher {
     ) -> (Self, Publication) {
         let wake = Arc::new(Notify::new());
         let (sender, position) = watch::channel(Published::default());
-        let publication = Publication { pool: pool.clone(), deadline, position, wake: Arc::clone(&wake) };
+        let publication = Publication { deadline, position, wake: Arc::clone(&wake) };
         (Self { pool, records, topic, position: sender, wake, postgresql, kafka }, publication)
     }
 
@@ -147,7 +127,7 @@ impl Publisher {
         let session = self.pool.dedicated().await?;
         while !outbox::try_become_publisher(&session).await? {
             self.postgresql.up();
-            tokio::time::sleep(STANDBY_WAIT).await;
+            self.stand_by(&session).await?;
         }
         metrics::publisher(true);
         tracing::info!("this process publishes configuration");
@@ -165,6 +145,15 @@ impl Publisher {
             self.kafka.up();
             backoff.reset();
         }
+    }
+
+    /// Follows the publisher's progress for a while, so that changes made in this process are answered.
+    async fn stand_by(&self, session: &DedicatedClient) -> Result<(), PublishError> {
+        for _ in 0..STANDBY_POLLS {
+            self.position.send_replace(outbox::published(&**session).await?);
+            tokio::time::sleep(STANDBY_POLL).await;
+        }
+        Ok(())
     }
 
     async fn publish(

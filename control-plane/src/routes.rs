@@ -7,6 +7,7 @@ use crate::{
     dead_letters, deliveries,
     endpoint_url::EndpointRules,
     error::Refusal,
+    extract::BODY_DEADLINE,
     metrics,
     openapi::{self, Description},
     publish::Publication,
@@ -22,16 +23,32 @@ use axum::{
     routing::get,
 };
 use floodway_schemas::seal::SealingKeys;
-use floodway_store::Pool;
+use floodway_store::{
+    Pool,
+    outbox::ConfigurationWrite,
+    pool::{TRANSACTION_TIMEOUT, WAIT_TIMEOUT},
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::{sync::Mutex, time::timeout};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Longest time for one request, its body and the wait for publication included.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest wait for this process's turn to write configuration.
+const TURN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Longest time for one request up to its publication. Above what its parts may take, so that a change that was stored
+/// is always answered, for its answer may hold a secret: body, turn, connection, transaction.
+const WORK_DEADLINE: Duration = Duration::from_secs(40);
+const _: () = assert!(
+    WORK_DEADLINE.as_secs()
+        > BODY_DEADLINE.as_secs()
+            + TURN_DEADLINE.as_secs()
+            + WAIT_TIMEOUT.as_secs()
+            + TRANSACTION_TIMEOUT.as_secs()
+);
 
 /// What handlers work with. Cheap to clone.
 #[derive(Clone)]
@@ -41,17 +58,40 @@ pub(crate) struct Api {
     pub(crate) replays: Replays,
     pub(crate) sealing: Arc<SealingKeys>,
     pub(crate) endpoints: Arc<EndpointRules>,
+    /// Held by the one request of this process that writes configuration. The database's lock makes writers take turns
+    /// anyway; waiting here keeps them from occupying all connections meanwhile.
+    pub(crate) turn: Arc<Mutex<()>>,
 }
 
 impl Api {
-    /// Waits for the publication of the change with this outbox id.
-    pub(crate) async fn changed<T>(&self, change: i64, entity: T) -> Changed<T> {
-        Changed { entity, config_offset: self.publication.settled(change).await }
+    /// Makes a change of configuration: runs `change` in a transaction that holds the lock, commits, and waits for the
+    /// publication. When `change` refuses, nothing is changed.
+    pub(crate) async fn change<T>(
+        &self,
+        change: impl AsyncFnOnce(&mut ConfigurationWrite<'_>) -> Result<T, Refusal>,
+    ) -> Result<Changed<T>, Refusal> {
+        let turn = timeout(TURN_DEADLINE, self.turn.lock())
+            .await
+            .map_err(|_| Refusal::Unavailable("too many changes at once".into()))?;
+        let mut client = self.pool.get().await?;
+        let mut write = ConfigurationWrite::begin(&mut client).await?;
+        let entity = change(&mut write).await?;
+        let change = write.commit().await?;
+        // Others need the connection and the turn while this waits.
+        drop(client);
+        drop(turn);
+        Ok(Changed { entity, config_offset: self.publication.settled(change).await })
     }
 }
 
 /// The whole interface as a service.
-pub(crate) fn router(api: Api, key: AdminKey, max_body_bytes: usize) -> Result<Router, Refusal> {
+pub(crate) fn router(
+    api: Api,
+    key: AdminKey,
+    max_body_bytes: usize,
+    publish_deadline: Duration,
+) -> Result<Router, Refusal> {
+    let deadline = WORK_DEADLINE + publish_deadline;
     let (router, description) = documented_routes().split_for_parts();
     let description: Arc<str> = openapi::to_json(&description)?.into();
     let serve_description = get(move || serve_description(Arc::clone(&description)));
@@ -61,7 +101,7 @@ pub(crate) fn router(api: Api, key: AdminKey, max_body_bytes: usize) -> Result<R
         .fallback(|| async { Refusal::NoRoute })
         .method_not_allowed_fallback(|| async { Refusal::NoMethod })
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(from_fn(bounded_and_measured))
+        .layer(from_fn(move |request, next| bounded_and_measured(deadline, request, next)))
         .with_state(api))
 }
 
@@ -104,11 +144,11 @@ async fn serve_description(json: Arc<str>) -> Response {
 }
 
 /// Ends requests that take too long, and counts all of them.
-async fn bounded_and_measured(request: Request, next: Next) -> Response {
+async fn bounded_and_measured(deadline: Duration, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let response = match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
+    let response = match timeout(deadline, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refusal::Unavailable("the request took too long".into()).into_response(),
     };

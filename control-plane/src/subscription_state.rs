@@ -18,7 +18,7 @@ use floodway_schemas::{
     config::SubscriptionState::{self, Active, Disabled, Paused},
     ids::{SubscriptionId, TenantId},
 };
-use floodway_store::{outbox::ConfigurationWrite, subscriptions};
+use floodway_store::subscriptions;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -86,17 +86,16 @@ async fn lead_to(
     from: &[SubscriptionState],
     to: SubscriptionState,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
-    if !from.contains(&row.record.state) {
-        return Err(Refusal::Conflict(format!("the subscription is {}", row.record.state.as_str())));
-    }
-    row.record.state = to;
-    subscriptions::update(&mut write, &mut row, clock::now()).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, SubscriptionView::from(row)).await.into_response(StatusCode::OK))
+    let changed = api.change(async |write| {
+        let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+        if !from.contains(&row.record.state) {
+            return Err(Refusal::Conflict(format!("the subscription is {}", row.record.state.as_str())));
+        }
+        row.record.state = to;
+        subscriptions::update(write, &mut row, clock::now()).await?;
+        Ok(SubscriptionView::from(row))
+    });
+    Ok(changed.await?.into_response(StatusCode::OK))
 }
 
 /// How to rotate.
@@ -141,18 +140,16 @@ pub(crate) async fn rotate_secret(
         return Err(Refusal::Invalid(format!("overlap_seconds must be at most {}", MAX_OVERLAP.as_secs())));
     }
     let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
-    let now = clock::now();
-    row.record.secrets = rotated(sealed, std::mem::take(&mut row.record.secrets), now, overlap);
-    subscriptions::update(&mut write, &mut row, now).await?;
-    let change = write.commit().await?;
-    drop(client);
-    let rotated = RotatedSecret {
-        secret,
-        previous_expires_at: Timestamp(now.plus(overlap)),
-        version: row.record.version,
-    };
-    Ok(api.changed(change, rotated).await.into_response(StatusCode::OK))
+    let rotated = api.change(async |write| {
+        let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+        let now = clock::now();
+        row.record.secrets = rotated(sealed, std::mem::take(&mut row.record.secrets), now, overlap);
+        subscriptions::update(write, &mut row, now).await?;
+        Ok(RotatedSecret {
+            secret,
+            previous_expires_at: Timestamp(now.plus(overlap)),
+            version: row.record.version,
+        })
+    });
+    Ok(rotated.await?.into_response(StatusCode::OK))
 }

@@ -19,7 +19,6 @@ use floodway_schemas::{
     retry_policy::{InvalidPolicy, RetryPolicy},
 };
 use floodway_store::{
-    outbox::ConfigurationWrite,
     subscriptions::{self, SubscriptionRow},
     tenants,
 };
@@ -238,19 +237,16 @@ pub(crate) async fn create_subscription(
     let id = SubscriptionId(Uuid::now_v7());
     let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
     let row = new_row(&api, tenant, id, sealed, new)?;
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    tenants::get(write.reader(), tenant).await?;
-    if subscriptions::count(write.reader(), tenant).await? >= MAX_SUBSCRIPTIONS {
-        return Err(Refusal::Conflict(format!(
-            "the tenant has {MAX_SUBSCRIPTIONS} subscriptions, which is the most"
-        )));
-    }
-    subscriptions::insert(&mut write, &row).await?;
-    let change = write.commit().await?;
-    drop(client);
-    let created = CreatedSubscription { view: row.into(), secret };
-    Ok(api.changed(change, created).await.into_response(StatusCode::CREATED))
+    let created = api.change(async |write| {
+        tenants::get(write.reader(), tenant).await?;
+        if subscriptions::count(write.reader(), tenant).await? >= MAX_SUBSCRIPTIONS {
+            let detail = format!("the tenant has {MAX_SUBSCRIPTIONS} subscriptions, which is the most");
+            return Err(Refusal::Conflict(detail));
+        }
+        subscriptions::insert(write, &row).await?;
+        Ok(CreatedSubscription { view: row.into(), secret })
+    });
+    Ok(created.await?.into_response(StatusCode::CREATED))
 }
 
 fn new_row(
@@ -323,14 +319,13 @@ pub(crate) async fn change_subscription(
     Ids((tenant, id)): Ids<(TenantId, SubscriptionId)>,
     Body(wanted): Body<SubscriptionChange>,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    let mut row = subscriptions::get(write.reader(), tenant, id).await?;
-    apply(&api, &mut row, wanted)?;
-    subscriptions::update(&mut write, &mut row, clock::now()).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, SubscriptionView::from(row)).await.into_response(StatusCode::OK))
+    let changed = api.change(async |write| {
+        let mut row = subscriptions::get(write.reader(), tenant, id).await?;
+        apply(&api, &mut row, wanted)?;
+        subscriptions::update(write, &mut row, clock::now()).await?;
+        Ok(SubscriptionView::from(row))
+    });
+    Ok(changed.await?.into_response(StatusCode::OK))
 }
 
 fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Result<(), Refusal> {
@@ -372,12 +367,11 @@ pub(crate) async fn delete_subscription(
     State(api): State<Api>,
     Ids((tenant, id)): Ids<(TenantId, SubscriptionId)>,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    subscriptions::delete(&mut write, tenant, id).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, Deleted { deleted: true }).await.into_response(StatusCode::OK))
+    let deleted = api.change(async |write| {
+        subscriptions::delete(write, tenant, id).await?;
+        Ok(Deleted { deleted: true })
+    });
+    Ok(deleted.await?.into_response(StatusCode::OK))
 }
 
 fn checked_types(types: Vec<TypePattern>) -> Result<Vec<TypePattern>, Refusal> {

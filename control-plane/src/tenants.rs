@@ -14,10 +14,7 @@ use floodway_schemas::{
     config::{CONFIG_VERSION, Tenant, TenantState},
     ids::TenantId,
 };
-use floodway_store::{
-    outbox::ConfigurationWrite,
-    tenants::{self, TenantRow},
-};
+use floodway_store::tenants::{self, TenantRow};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 use utoipa::ToSchema;
@@ -122,12 +119,11 @@ pub(crate) async fn create_tenant(
         },
         created_at: clock::now(),
     };
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    tenants::insert(&mut write, &row).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, TenantView::from(row)).await.into_response(StatusCode::CREATED))
+    let created = api.change(async |write| {
+        tenants::insert(write, &row).await?;
+        Ok(TenantView::from(row))
+    });
+    Ok(created.await?.into_response(StatusCode::CREATED))
 }
 
 /// List tenants
@@ -169,9 +165,16 @@ pub(crate) async fn change_tenant(
     Ids(tenant): Ids<TenantId>,
     Body(wanted): Body<TenantChange>,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    let mut row = tenants::get(write.reader(), tenant).await?;
+    let changed = api.change(async |write| {
+        let mut row = tenants::get(write.reader(), tenant).await?;
+        apply(&mut row, wanted);
+        tenants::update(write, &mut row).await?;
+        Ok(TenantView::from(row))
+    });
+    Ok(changed.await?.into_response(StatusCode::OK))
+}
+
+fn apply(row: &mut TenantRow, wanted: TenantChange) {
     if let Some(name) = wanted.name {
         row.record.name = name.0;
     }
@@ -181,10 +184,6 @@ pub(crate) async fn change_tenant(
     if let Some(rate) = wanted.events_per_second {
         row.record.events_per_second = rate.map(|rate| rate.0);
     }
-    tenants::update(&mut write, &mut row).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, TenantView::from(row)).await.into_response(StatusCode::OK))
 }
 
 /// Delete a tenant with its keys and subscriptions
@@ -196,10 +195,9 @@ pub(crate) async fn delete_tenant(
     State(api): State<Api>,
     Ids(tenant): Ids<TenantId>,
 ) -> Result<Response, Refusal> {
-    let mut client = api.pool.get().await?;
-    let mut write = ConfigurationWrite::begin(&mut client).await?;
-    tenants::delete(&mut write, tenant).await?;
-    let change = write.commit().await?;
-    drop(client);
-    Ok(api.changed(change, Deleted { deleted: true }).await.into_response(StatusCode::OK))
+    let deleted = api.change(async |write| {
+        tenants::delete(write, tenant).await?;
+        Ok(Deleted { deleted: true })
+    });
+    Ok(deleted.await?.into_response(StatusCode::OK))
 }

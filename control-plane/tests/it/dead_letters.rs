@@ -30,7 +30,7 @@ async fn bury(world: &World, tenant: &str, subscription: &str, count: i64) {
             event: EVENT.as_bytes().to_vec(),
         })
         .collect();
-    batch.add_dead_letters(3, &letters).await.unwrap();
+    batch.add_dead_letters(3, &letters.iter().collect::<Vec<_>>()).await.unwrap();
     batch.commit().await.unwrap();
 }
 

@@ -13,7 +13,7 @@ use rdkafka::{
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-/// Writes an outcome as the dispatcher does.
+/// Writes an outcome as the dispatcher does, all to one partition, so that they are read in this order.
 async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind, at: UnixMillis) {
     let event = RawValue::from_string("{}".to_owned()).unwrap();
     let outcome = Outcome {
@@ -43,8 +43,11 @@ async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind
     tokio::task::spawn_blocking(move || {
         let producer: ThreadedProducer<DefaultProducerContext> = kafka.producer().create().unwrap();
         let header = Header { key: KIND_HEADER, value: Some(kind.as_str()) };
-        let record =
-            BaseRecord::to(&topic).key(&key).payload(&value).headers(OwnedHeaders::new().insert(header));
+        let record = BaseRecord::to(&topic)
+            .partition(0)
+            .key(&key)
+            .payload(&value)
+            .headers(OwnedHeaders::new().insert(header));
         producer.send(record).map_err(|(error, _)| error).unwrap();
         producer.flush(Duration::from_secs(30)).unwrap();
     })
@@ -84,7 +87,7 @@ async fn outcomes_older_than_the_last_change_and_of_unknown_subscriptions_are_pa
     let unknown = "01938f2e-0000-7000-8000-000000000001";
     emit(&world, &tenant, &renewed, OutcomeKind::Disable, UnixMillis(1_000)).await;
     emit(&world, &tenant, unknown, OutcomeKind::Disable, clock::now()).await;
-    // One for each partition's end, so that what comes before it was read.
+    // Once this one took effect, those before it were read.
     let path = format!("/v1/tenants/{tenant}/subscriptions");
     emit(&world, &tenant, &gone, OutcomeKind::Disable, clock::now().plus(Duration::from_secs(1))).await;
     eventually("disabled", || async { state(&world, &format!("{path}/{gone}")).await == "disabled" }).await;

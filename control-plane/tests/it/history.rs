@@ -52,10 +52,10 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         delivery(2, &tenant, &subscription, "dead"),
         delivery(3, &other, &subscription, "retry"),
     ];
-    batch.add_deliveries(0, &rows).await.unwrap();
+    batch.add_deliveries(0, &rows.each_ref()).await.unwrap();
     let (tenant_id, subscription_id): (Uuid, Uuid) = (tenant.parse().unwrap(), subscription.parse().unwrap());
     let count = |kind, n| CountDelta { tenant: tenant_id, subscription: subscription_id, kind, n };
-    batch.add_counts(&[count("delivered", 40), count("retry", 2), count("delivered", 2)]).await.unwrap();
+    batch.add_counts(&[&count("delivered", 40), &count("retry", 2), &count("delivered", 2)]).await.unwrap();
     batch.commit().await.unwrap();
     drop(client);
 

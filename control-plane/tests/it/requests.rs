@@ -4,7 +4,6 @@ use crate::world::{ADMIN_KEY, World, settings};
 use floodway_control_plane::Settings;
 use http_body_util::Full;
 use hyper::{Request, body::Bytes, header};
-use std::time::Duration;
 
 #[tokio::test]
 async fn every_route_but_the_description_asks_for_the_admin_key() {
@@ -71,7 +70,10 @@ async fn a_request_in_progress_is_answered_before_the_end() {
         })
         .await;
         shutdown.cancel();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        crate::world::eventually("the listener is closed", || async {
+            tokio::net::TcpStream::connect(world.plane.address).await.is_err()
+        })
+        .await;
         holder.execute("SELECT pg_advisory_unlock($1)", &[&lock]).await.unwrap();
     };
     let (answer, ()) = tokio::join!(request, release);
