@@ -87,7 +87,11 @@ impl Pipeline {
                 &format!("http://127.0.0.1:{control_port}"),
                 Some("e2e-admin-key-0123456789"),
             )?,
-            receiver: Receiver::bind("127.0.0.1:0", ReceiverConfig { captured: CAPTURED, ..Default::default() }).await?,
+            receiver: Receiver::bind(
+                "127.0.0.1:0",
+                ReceiverConfig { captured: CAPTURED, ..Default::default() },
+            )
+            .await?,
             tenant: String::new(),
             key: String::new(),
             events_url: format!("http://127.0.0.1:{ingest_port}/v1/events"),
@@ -140,7 +144,11 @@ impl Pipeline {
             name: name.to_owned(),
             url: url.to_owned(),
             types: vec!["*".to_owned()],
-            retry: Some(RetryPolicy { delays_seconds: RETRY_DELAYS.into(), jitter: 0.1, max_age_seconds: 3_600.0 }),
+            retry: Some(RetryPolicy {
+                delays_seconds: RETRY_DELAYS.into(),
+                jitter: 0.1,
+                max_age_seconds: 3_600.0,
+            }),
             history: Some("all"),
             timeout_ms: Some(5_000),
         };
@@ -184,7 +192,12 @@ impl Pipeline {
 async fn operate(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Result<()> {
     let output = command(environment)?.args(arguments).output().await?;
     if !output.status.success() {
-        bail!("floodway {}: {}\n{}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "floodway {}: {}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

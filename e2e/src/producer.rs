@@ -66,7 +66,13 @@ struct Sender {
 
 impl Producer {
     /// Starts sending `connections` × `requests_per_second` requests of ten events each.
-    pub fn start(url: &str, key: &str, connections: u64, requests_per_second: u64, on_failure: OnFailure) -> Self {
+    pub fn start(
+        url: &str,
+        key: &str,
+        connections: u64,
+        requests_per_second: u64,
+        on_failure: OnFailure,
+    ) -> Self {
         let (sent, stop, tasks) = (Arc::default(), CancellationToken::new(), TaskTracker::new());
         for connection in 0..connections {
             let sender = Sender::new(url, key, on_failure, Arc::clone(&sent), stop.clone());
@@ -138,7 +144,13 @@ fn batch(name: &str, count: u64) -> Vec<(String, Bytes)> {
 }
 
 impl Sender {
-    fn new(url: &str, key: &str, on_failure: OnFailure, sent: Arc<Mutex<Sent>>, stop: CancellationToken) -> Self {
+    fn new(
+        url: &str,
+        key: &str,
+        on_failure: OnFailure,
+        sent: Arc<Mutex<Sent>>,
+        stop: CancellationToken,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self { url: url.to_owned(), authorization: format!("Bearer {key}"), client, on_failure, sent, stop }
     }
@@ -149,7 +161,9 @@ impl Sender {
         loop {
             match self.attempt(&events).await {
                 Ok(StatusCode::ACCEPTED) => return lock(&self.sent).accepted.extend(events),
-                Ok(_) | Err(Failure::NoAnswer) if self.on_failure == OnFailure::Note || Instant::now() > end => {
+                Ok(_) | Err(Failure::NoAnswer)
+                    if self.on_failure == OnFailure::Note || Instant::now() > end =>
+                {
                     return lock(&self.sent).failed.extend(events);
                 }
                 Err(Failure::NoConnection) if self.on_failure == OnFailure::Note || Instant::now() > end => {
@@ -181,7 +195,9 @@ impl Sender {
         let mut body = Vec::with_capacity(events.len() * 200);
         for (index, (id, data)) in events.iter().enumerate() {
             body.push(if index == 0 { b'[' } else { b',' });
-            body.extend_from_slice(format!("{{\"type\":\"order.created\",\"id\":\"{id}\",\"data\":").as_bytes());
+            body.extend_from_slice(
+                format!("{{\"type\":\"order.created\",\"id\":\"{id}\",\"data\":").as_bytes(),
+            );
             body.extend_from_slice(data);
             body.push(b'}');
         }

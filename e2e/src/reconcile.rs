@@ -30,14 +30,21 @@ pub struct Reconciled {
 /// What arrived on a path, by the producer's event id.
 pub fn arrivals(pipeline: &Pipeline, path: &str) -> HashMap<String, Entry> {
     let entries = pipeline.receiver.ledger().entries(path);
-    entries.into_iter().filter_map(|(_, entry)| Some((entry.event_id.clone()?.into_string(), entry))).collect()
+    entries
+        .into_iter()
+        .filter_map(|(_, entry)| Some((entry.event_id.clone()?.into_string(), entry)))
+        .collect()
 }
 
 /// Waits until every accepted event was answered with 2xx on `path`, and checks bodies and signatures.
 ///
 /// # Errors
 /// When an event is lost, a body differs from the `data` sent, or a signature does not verify.
-pub async fn all_delivered(pipeline: &Pipeline, path: &str, accepted: &BTreeMap<String, Bytes>) -> Result<Reconciled> {
+pub async fn all_delivered(
+    pipeline: &Pipeline,
+    path: &str,
+    accepted: &BTreeMap<String, Bytes>,
+) -> Result<Reconciled> {
     let end = Instant::now() + SETTLE_DEADLINE;
     let arrived = loop {
         let arrived = arrivals(pipeline, path);
@@ -59,8 +66,16 @@ pub async fn all_delivered(pipeline: &Pipeline, path: &str, accepted: &BTreeMap<
         ensure!(arrived[id].body_hash == body_hash(data), "the body of {id} is not the data that was sent");
     }
     let totals = pipeline.receiver.ledger().totals(path);
-    ensure!(totals.invalid_signatures == 0, "{} signatures on {path} do not verify", totals.invalid_signatures);
-    ensure!(totals.changed_bodies == 0, "{} bodies on {path} changed between attempts", totals.changed_bodies);
+    ensure!(
+        totals.invalid_signatures == 0,
+        "{} signatures on {path} do not verify",
+        totals.invalid_signatures
+    );
+    ensure!(
+        totals.changed_bodies == 0,
+        "{} bodies on {path} changed between attempts",
+        totals.changed_bodies
+    );
     let repeats = arrived.values().map(|entry| u64::from(entry.successes.saturating_sub(1))).sum();
     Ok(Reconciled { delivered: accepted.len(), repeats })
 }
@@ -69,7 +84,11 @@ pub async fn all_delivered(pipeline: &Pipeline, path: &str, accepted: &BTreeMap<
 ///
 /// # Errors
 /// When an event is neither delivered nor dead.
-pub async fn all_dead(pipeline: &Pipeline, subscription: &str, accepted: &BTreeMap<String, Bytes>) -> Result<u64> {
+pub async fn all_dead(
+    pipeline: &Pipeline,
+    subscription: &str,
+    accepted: &BTreeMap<String, Bytes>,
+) -> Result<u64> {
     let end = Instant::now() + SETTLE_DEADLINE;
     loop {
         let letters = pipeline.admin.dead_letters(&pipeline.tenant, subscription, MOST_DEAD_LETTERS).await?;

@@ -71,7 +71,11 @@ impl Role {
     ///
     /// # Errors
     /// When no port is free.
-    pub fn new(name: &'static str, mut environment: BTreeMap<String, String>, folder: &std::path::Path) -> Result<Self> {
+    pub fn new(
+        name: &'static str,
+        mut environment: BTreeMap<String, String>,
+        folder: &std::path::Path,
+    ) -> Result<Self> {
         let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         environment.insert("FLOODWAY_ADMIN__LISTEN".to_owned(), admin.to_string());
         Ok(Self { name, environment, admin, log: folder.join(format!("{name}.log")), child: None })
@@ -145,7 +149,9 @@ impl Role {
         let pid = child.id().context("ended already")?.to_string();
         ensure!(Command::new("kill").args(["-TERM", &pid]).status().await?.success(), "kill -TERM {pid}");
         let status = timeout(DEADLINE, child.wait()).await;
-        status.with_context(|| format!("{} did not end after SIGTERM:\n{}", self.name, self.log_tail()))?.map_err(Into::into)
+        status
+            .with_context(|| format!("{} did not end after SIGTERM:\n{}", self.name, self.log_tail()))?
+            .map_err(Into::into)
     }
 
     /// The end of the process's log, for failures.

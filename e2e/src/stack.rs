@@ -30,7 +30,8 @@ impl Stack {
     /// When a variable is not set: a missing server fails a test, it never skips one.
     pub fn shared() -> Result<Self> {
         let variable = |name: &str| {
-            std::env::var(name).with_context(|| format!("{name} is not set: run `scripts/stack up` and `. .stack/env`"))
+            std::env::var(name)
+                .with_context(|| format!("{name} is not set: run `scripts/stack up` and `. .stack/env`"))
         };
         Ok(Self {
             brokers: variable("FLOODWAY_KAFKA_BROKERS")?,
@@ -49,8 +50,13 @@ impl Stack {
         stack.script(&["up"]).await?;
         let env = String::from_utf8(stack.script(&["env"]).await?.stdout)?;
         let value = |name: &str| -> Result<String> {
-            let line = env.lines().find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='));
-            Ok(line.with_context(|| format!("{name} is not in the stack's env file"))?.trim_matches('\'').to_owned())
+            let line = env
+                .lines()
+                .find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='));
+            Ok(line
+                .with_context(|| format!("{name} is not in the stack's env file"))?
+                .trim_matches('\'')
+                .to_owned())
         };
         Ok(Self {
             brokers: value("FLOODWAY_KAFKA_BROKERS")?,
@@ -104,11 +110,19 @@ impl Stack {
         if let Some(folder) = &self.own {
             // Its servers are this folder's, whatever the environment names.
             command.env("STACK_DIR", folder);
-            command.env_remove("FLOODWAY_KAFKA_BROKERS").env_remove("FLOODWAY_DATABASE_URL").env_remove("STACK_ENV");
+            command
+                .env_remove("FLOODWAY_KAFKA_BROKERS")
+                .env_remove("FLOODWAY_DATABASE_URL")
+                .env_remove("STACK_ENV");
         }
         let output = command.output().await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "scripts/stack {}: {}\n{out}\n{err}", arguments.join(" "), output.status);
+        ensure!(
+            output.status.success(),
+            "scripts/stack {}: {}\n{out}\n{err}",
+            arguments.join(" "),
+            output.status
+        );
         Ok(output)
     }
 }

@@ -32,7 +32,9 @@ pub fn event_ids(brokers: &str, topic: &str, group: &str) -> Result<Vec<String>>
     while ended.len() < partitions {
         ensure!(started.elapsed() < DEADLINE, "{topic}: the end was not reached");
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(record)) => ids.push(Event::decode(record.payload().unwrap_or_default())?.id.into_owned()),
+            Some(Ok(record)) => {
+                ids.push(Event::decode(record.payload().unwrap_or_default())?.id.into_owned())
+            }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 ended.insert(partition);
             }

@@ -5,11 +5,18 @@ Prints "listening PORT" once, then "verified BODY_SHA256 WEBHOOK_ID" or "refused
 
 import hashlib
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
 WEBHOOK = Webhook(sys.argv[1])
+OUTPUT = threading.Lock()
+
+
+def say(*words):
+    with OUTPUT:
+        print(*words)
 
 
 class Receiver(BaseHTTPRequestHandler):
@@ -19,10 +26,10 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         try:
             WEBHOOK.verify(body, dict(self.headers))
-            print("verified", hashlib.sha256(body).hexdigest(), self.headers["webhook-id"])
+            say("verified", hashlib.sha256(body).hexdigest(), self.headers["webhook-id"])
             status = 204
         except WebhookVerificationError as error:
-            print("refused", error)
+            say("refused", error)
             status = 401
         self.send_response(status)
         self.send_header("content-length", "0")
@@ -33,5 +40,5 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-print("listening", server.server_port)
+say("listening", server.server_port)
 server.serve_forever()

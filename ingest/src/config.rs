@@ -21,7 +21,7 @@ pub(crate) const RECORD_OVERHEAD_BYTES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `FLOODWAY_INGEST__LISTEN`: address and port of the HTTP listener; default `0.0.0.0:8080`.
+    /// `FLOODWAY_INGEST__LISTEN`: address and port of the HTTP listener; default `127.0.0.1:8080`.
     pub listen: SocketAddr,
     /// `FLOODWAY_INGEST__WORKERS`: threads that serve HTTP; default 0, one per available core. The Kafka client has
     /// threads of its own beside them.
@@ -64,7 +64,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             workers: 0,
             max_connections: 10_000,
             max_body_bytes: 10 * 1024 * 1024,

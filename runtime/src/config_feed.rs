@@ -6,8 +6,8 @@
 use crate::kafka::{KafkaError, KafkaSettings};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use rdkafka::{
-    Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    ClientContext, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError as ClientError,
 };
 use std::{thread::JoinHandle, time::Duration};
@@ -16,6 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest wait for a record before the thread looks at the shutdown token again.
 const POLL_WAIT: Duration = Duration::from_millis(200);
+
+/// Keeps the client from logging the end of the partition, which is news here and no error.
+struct FeedContext;
+
+impl ClientContext for FeedContext {
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::debug!(%error, reason, "config feed");
+    }
+}
+
+impl ConsumerContext for FeedContext {}
 
 /// The feed's thread and its progress. Ends when the shutdown token is cancelled.
 #[derive(Debug)]
@@ -34,13 +45,13 @@ impl ConfigFeed {
         shutdown: CancellationToken,
         mut apply: impl FnMut(ConfigChange, i64) + Send + 'static,
     ) -> Result<Self, KafkaError> {
-        let consumer: BaseConsumer = kafka
+        let consumer: BaseConsumer<FeedContext> = kafka
             .reader()
             // The client asks for a group's name even where none is joined.
             .set("group.id", kafka.group("config-feed"))
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
-            .create()?;
+            .create_with_context(FeedContext)?;
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(&kafka.topic(Topic::Config), 0, Offset::Beginning)?;
         consumer.assign(&partitions)?;

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The components of this process. Cheap to clone; all clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
+    role: Option<&'static str>,
     components: Arc<Mutex<Vec<Arc<Shared>>>>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    role: Option<&'static str>,
     name: &'static str,
     gates_ready: bool,
     state: Mutex<State>,
@@ -33,6 +35,9 @@ pub struct Component(Arc<Shared>);
 /// A component as `/health/detailed` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
+    /// The role that reports it, where several share a process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
     /// The component.
     pub name: &'static str,
     /// `up` or `down`.
@@ -47,10 +52,16 @@ pub struct Report {
 }
 
 impl Health {
+    /// The same list of components, to which one role of several adds its own.
+    #[must_use]
+    pub fn for_role(&self, role: &'static str) -> Self {
+        Self { role: Some(role), components: Arc::clone(&self.components) }
+    }
+
     /// Adds a component. Roles in one process may each add one of the same name.
     pub fn component(&self, name: &'static str, gates_ready: bool) -> Component {
         let state = State { down: Some("starting".to_owned()), since: crate::clock::now() };
-        let shared = Arc::new(Shared { name, gates_ready, state: Mutex::new(state) });
+        let shared = Arc::new(Shared { role: self.role, name, gates_ready, state: Mutex::new(state) });
         lock(&self.components).push(Arc::clone(&shared));
         Component(shared)
     }
@@ -70,6 +81,7 @@ impl Shared {
     fn report(&self) -> Report {
         let state = lock(&self.state).clone();
         Report {
+            role: self.role,
             name: self.name,
             status: if state.down.is_none() { "up" } else { "down" },
             gates_ready: self.gates_ready,
@@ -93,11 +105,11 @@ impl Component {
     fn set(&self, down: Option<String>) {
         let mut state = lock(&self.0.state);
         if state.down.is_some() != down.is_some() {
-            let name = self.0.name;
+            let (role, name) = (self.0.role, self.0.name);
             state.since = crate::clock::now();
             match &down {
-                Some(reason) => tracing::warn!(component = name, %reason, "{name} is down"),
-                None => tracing::info!(component = name, "{name} is up"),
+                Some(reason) => tracing::warn!(role, component = name, %reason, "{name} is down"),
+                None => tracing::info!(role, component = name, "{name} is up"),
             }
         }
         state.down = down;

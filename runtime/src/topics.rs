@@ -9,13 +9,19 @@ use rdkafka::{
     metadata::Metadata,
     types::RDKafkaErrorCode,
 };
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use thiserror::Error;
+use tokio::time::Instant;
 
 /// Replicas that a production topic has at least.
 pub const PRODUCTION_REPLICAS: i32 = 3;
 /// In-sync replicas without which a production topic refuses writes.
 pub const PRODUCTION_MIN_INSYNC: u32 = 2;
+
+/// How long a topic just created may take to be known to the broker that is asked.
+const PROPAGATION: Duration = Duration::from_secs(20);
+/// Pause before it is asked again.
+const PROPAGATION_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to create.
 #[derive(Debug, Clone, Copy)]
@@ -96,13 +102,13 @@ pub async fn apply(kafka: &KafkaSettings, plan: TopicPlan) -> Result<Vec<Change>
             changes.push(Change::Created(topic));
         }
     }
-    cluster.check(&Topic::ALL, Some(plan)).await?;
+    cluster.check(&Topic::ALL, Some(plan), PROPAGATION).await?;
     Ok(changes)
 }
 
 /// Checks that the given topics exist and keep Floodway's promises.
 pub async fn check(kafka: &KafkaSettings, topics: &[Topic]) -> Result<TopicFacts, TopicsError> {
-    Cluster::connect(kafka)?.check(topics, None).await
+    Cluster::connect(kafka)?.check(topics, None, Duration::ZERO).await
 }
 
 struct Cluster<'k> {
@@ -162,8 +168,14 @@ impl<'k> Cluster<'k> {
         Ok(())
     }
 
-    async fn check(&self, topics: &[Topic], plan: Option<TopicPlan>) -> Result<TopicFacts, TopicsError> {
-        let found = self.settled_metadata(topics).await?;
+    /// `patience` is how long topics that are missing may still take to appear.
+    async fn check(
+        &self,
+        topics: &[Topic],
+        plan: Option<TopicPlan>,
+        patience: Duration,
+    ) -> Result<TopicFacts, TopicsError> {
+        let found = self.settled_metadata(topics, patience).await?;
         let facts: HashMap<Topic, i32> = topics
             .iter()
             .filter_map(|&topic| Some((topic, partitions_of(&found, &self.kafka.topic(topic))?)))
@@ -184,19 +196,21 @@ impl<'k> Cluster<'k> {
         if wrong.is_empty() { Ok(TopicFacts(facts)) } else { Err(TopicsError::Wrong(wrong)) }
     }
 
-    /// Metadata that shows the topics; a topic just created takes a moment to reach every broker.
-    async fn settled_metadata(&self, topics: &[Topic]) -> Result<Arc<Metadata>, TopicsError> {
-        const TRIES: u32 = 20;
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-        let mut found = self.metadata().await?;
-        for _ in 0..TRIES {
-            if topics.iter().all(|topic| partitions_of(&found, &self.kafka.topic(*topic)).is_some()) {
-                break;
+    /// Metadata that shows the topics, or what there is after `patience`.
+    async fn settled_metadata(
+        &self,
+        topics: &[Topic],
+        patience: Duration,
+    ) -> Result<Arc<Metadata>, TopicsError> {
+        let end = Instant::now() + patience;
+        loop {
+            let found = self.metadata().await?;
+            let shows = |topic: &Topic| partitions_of(&found, &self.kafka.topic(*topic)).is_some();
+            if topics.iter().all(shows) || Instant::now() >= end {
+                return Ok(found);
             }
-            tokio::time::sleep(PAUSE).await;
-            found = self.metadata().await?;
+            tokio::time::sleep(PROPAGATION_PAUSE).await;
         }
-        Ok(found)
     }
 
     fn wrong_partitions(&self, facts: &HashMap<Topic, i32>, plan: Option<TopicPlan>) -> Vec<String> {

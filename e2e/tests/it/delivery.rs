@@ -14,7 +14,8 @@ use tokio::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_faults_every_event_is_delivered_once_retried_when_it_fails_and_dead_lettered_at_the_end() -> Result<()> {
+async fn without_faults_every_event_is_delivered_once_retried_when_it_fails_and_dead_lettered_at_the_end()
+-> Result<()> {
     let pipeline = Pipeline::start(Stack::shared()?).await?;
     pipeline.subscribe("/ok").await?;
     pipeline.subscribe("/fail/2").await?;

@@ -22,7 +22,8 @@ async fn two_groups_see_every_event_and_a_reset_group_delivers_exactly_what_foll
     let all: BTreeSet<String> = first.keys().chain(second.keys()).cloned().collect();
 
     for group in ["analytics", "audit"] {
-        let (brokers, topic, group) = (pipeline.stack.brokers.clone(), pipeline.topic("events"), pipeline.topic(group));
+        let (brokers, topic, group) =
+            (pipeline.stack.brokers.clone(), pipeline.topic("events"), pipeline.topic(group));
         let ids = tokio::task::spawn_blocking(move || event_ids(&brokers, &topic, &group)).await??;
         assert_eq!(ids.len(), all.len(), "each event once");
         assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), all);
@@ -38,8 +39,17 @@ async fn two_groups_see_every_event_and_a_reset_group_delivers_exactly_what_foll
     pipeline
         .stack
         .kafka_tool(&[
-            "kafka-consumer-groups", "--bootstrap-server", &brokers, "--group", &group, "--topic", &topic,
-            "--reset-offsets", "--to-datetime", &instant, "--execute",
+            "kafka-consumer-groups",
+            "--bootstrap-server",
+            &brokers,
+            "--group",
+            &group,
+            "--topic",
+            &topic,
+            "--reset-offsets",
+            "--to-datetime",
+            &instant,
+            "--execute",
         ])
         .await?;
     pipeline.dispatcher.start()?;
@@ -50,7 +60,9 @@ async fn two_groups_see_every_event_and_a_reset_group_delivers_exactly_what_foll
         let receiver = &pipeline.receiver;
         async move {
             let reached = receiver
-                .wait_until(Duration::from_secs(60), |ledger| ledger.totals(path).arrivals >= again * per_event)
+                .wait_until(Duration::from_secs(60), |ledger| {
+                    ledger.totals(path).arrivals >= again * per_event
+                })
                 .await;
             ensure!(reached, "{path}: {:?} after the reset", receiver.ledger().totals(path));
             Ok(())

@@ -32,9 +32,18 @@ async fn sigterm_under_load_loses_nothing_and_fails_no_request_that_was_taken() 
     let on_topic = tokio::task::spawn_blocking(move || event_ids(&brokers, &topic, &group)).await??;
     let on_topic: HashSet<String> = on_topic.into_iter().collect();
     let taken: Vec<&String> = sent.failed.keys().filter(|id| on_topic.contains(*id)).collect();
-    ensure!(taken.is_empty(), "{} events were taken and their requests failed, such as {:?}", taken.len(), taken[0]);
+    ensure!(
+        taken.is_empty(),
+        "{} events were taken and their requests failed, such as {:?}",
+        taken.len(),
+        taken[0]
+    );
     // A clean end leaves nothing to deliver again.
     assert_eq!((healthy.repeats, flaky.repeats), (0, 0));
-    println!("SIGTERM of each role: accepted {}, failed {}, lost 0, repeats 0", sent.accepted.len(), sent.failed.len());
+    println!(
+        "SIGTERM of each role: accepted {}, failed {}, lost 0, repeats 0",
+        sent.accepted.len(),
+        sent.failed.len()
+    );
     pipeline.finish().await.map(drop)
 }

@@ -22,7 +22,10 @@ fn complete(stack: &Stack) -> Result<BTreeMap<String, String>> {
 
 async fn run(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Result<Output> {
     let run = command(environment)?.args(arguments).kill_on_drop(true).output();
-    tokio::time::timeout(std::time::Duration::from_secs(60), run).await.context("it did not end")?.map_err(Into::into)
+    tokio::time::timeout(std::time::Duration::from_secs(60), run)
+        .await
+        .context("it did not end")?
+        .map_err(Into::into)
 }
 
 #[tokio::test]
@@ -36,7 +39,12 @@ async fn a_missing_or_wrong_setting_ends_with_78_and_one_line_that_names_it() ->
         ("retry-scheduler", "FLOODWAY_DATABASE_URL", None, "FLOODWAY_DATABASE_URL): is required"),
         ("retry-scheduler", "FLOODWAY_DATABASE_URL", Some("hunter2"), "database"),
         ("dispatcher", "FLOODWAY_SEALING_KEY", None, "FLOODWAY_SEALING_KEY): is required"),
-        ("dispatcher", "FLOODWAY_SEALING_KEY", Some("hunter2"), "FLOODWAY_SEALING_KEY): sealing keys must be"),
+        (
+            "dispatcher",
+            "FLOODWAY_SEALING_KEY",
+            Some("hunter2"),
+            "FLOODWAY_SEALING_KEY): sealing keys must be",
+        ),
         ("control-plane", "FLOODWAY_CONTROL_PLANE__ADMIN_KEY", None, "FLOODWAY_CONTROL_PLANE__ADMIN_KEY"),
         ("ingest", "FLOODWAY_INGEST__LISTEN", Some("nowhere"), "FLOODWAY_INGEST__LISTEN"),
         ("ingest", "FLOODWAY_INGEST__LISTEN", Some(&taken), "FLOODWAY_INGEST__LISTEN"),
@@ -53,8 +61,15 @@ async fn a_missing_or_wrong_setting_ends_with_78_and_one_line_that_names_it() ->
         let output = run(&environment, &[role]).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         let line = said.lines().last().unwrap_or_default();
-        ensure!(output.status.code() == Some(78), "{role} with {variable}={value:?}: {} {said}", output.status);
-        ensure!(line.starts_with("floodway: ") && line.contains(expected), "{role} with {variable}={value:?}: {line}");
+        ensure!(
+            output.status.code() == Some(78),
+            "{role} with {variable}={value:?}: {} {said}",
+            output.status
+        );
+        ensure!(
+            line.starts_with("floodway: ") && line.contains(expected),
+            "{role} with {variable}={value:?}: {line}"
+        );
         ensure!(!said.contains("hunter2"), "a value is quoted: {said}");
     }
     Ok(())
@@ -69,14 +84,16 @@ async fn topics_that_break_a_promise_end_the_start_with_78_and_their_names() -> 
         let (stack, topic) = (stack.clone(), format!("{prefix}{topic}"));
         let (partitions, setting) = (partitions.to_owned(), format!("max.message.bytes={bytes}"));
         async move {
-            let create = ["kafka-topics", "--bootstrap-server", &stack.brokers, "--create", "--topic", &topic];
+            let create =
+                ["kafka-topics", "--bootstrap-server", &stack.brokers, "--create", "--topic", &topic];
             let shape = ["--partitions", &partitions, "--config", &setting];
             stack.kafka_tool(&[&create[..], &shape[..]].concat()).await
         }
     };
     create("outcomes", "2", "2000000").await?;
     create("due", "3", "1000").await?;
-    let output = run(&environment, &["topics", "apply", "--dev", "--replication", "1", "--partitions", "2"]).await?;
+    let output =
+        run(&environment, &["topics", "apply", "--dev", "--replication", "1", "--partitions", "2"]).await?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{said}");
     assert!(said.contains(&format!("{prefix}due has 3 partitions and {prefix}outcomes has 2")), "{said}");
@@ -107,7 +124,12 @@ async fn with_servers_unreachable_operators_commands_end_with_69_and_roles_wait(
     environment.insert("FLOODWAY_DATABASE_URL".to_owned(), format!("postgres://u:p@{nobody}/floodway"));
     for arguments in [&["migrate"][..], &["topics", "apply", "--dev", "--replication", "1"]] {
         let output = run(&environment, arguments).await?;
-        assert_eq!(output.status.code(), Some(69), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(69),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let folder = std::env::temp_dir().join(format!("floodway-startup-{:08x}", rand::random::<u32>()));
     std::fs::create_dir_all(&folder)?;
