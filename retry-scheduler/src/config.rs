@@ -18,7 +18,7 @@ pub struct Settings {
     /// `FLOODWAY_RETRY_SCHEDULER__BATCH_BYTES`: their bytes at most; default 8 MiB.
     pub batch_bytes: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__LINGER`: how long a batch waits for more after its first outcome; default `20ms`,
-    /// at most 1 s, so that history is never older than that.
+    /// at most 1 s. While there is more to read a batch grows beyond it, for a second at most.
     #[serde(with = "humantime_serde")]
     pub linger: Duration,
     /// `FLOODWAY_RETRY_SCHEDULER__HORIZON`: retries due within this time are held in memory; default `60s`.

@@ -1,9 +1,9 @@
 //! The retry scheduler: consumes `outcomes` and keeps what they ask for, delayed retries, dead letters and history, in
 //! partitioned PostgreSQL; produces retries to `due` when their time has come.
 //!
-//! In reading order: [`members`](self) learns which shards are this process's; `shard` is the life of one, with the
-//! protocol and what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp`
-//! when a retry is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
+//! In reading order: `members` learns which shards are this process's; `shard` is the life of one, with the protocol and
+//! what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp` when a retry
+//! is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
 
 mod backoff;
 mod batch;
@@ -53,6 +53,9 @@ use tokio::{
 
 /// The topics that the role uses. `outcomes` and `due` must have equally many partitions: shard *s* produces to *s*.
 const TOPICS: [Topic; 3] = [Topic::Outcomes, Topic::Due, Topic::DeadLetters];
+
+/// Time beyond the drain timeout for threads to notice that they are to end, and for the cursor's last move.
+const END_MARGIN: Duration = Duration::from_secs(5);
 
 /// The role, built and not yet running.
 #[derive(Debug)]
@@ -114,7 +117,15 @@ impl RetryScheduler {
             result = &mut ended => result,
             () = context.shutdown.cancelled() => {
                 stop.request(Ending::Drain);
-                ended.await
+                let limit = shared.settings.drain_timeout + END_MARGIN;
+                match tokio::time::timeout(limit, ended).await {
+                    Ok(result) => result,
+                    Err(_) => {
+                        // What is in flight counts as after a crash: the next owner repeats it.
+                        tracing::warn!("shards did not end in time and are given up");
+                        Ok(Ok(()))
+                    }
+                }
             }
         };
         flush(&shared).await;

@@ -39,11 +39,14 @@ async fn pass(shared: &Shared) -> Result<(), Error> {
         return Ok(());
     };
     let settings = &shared.settings;
-    let Report { created, dropped, ahead } =
+    let Report { created, dropped, ahead, blocked } =
         partitions::maintain(&mut client, settings.plan(), settings.retention()).await?;
     if !created.is_empty() || !dropped.is_empty() {
         let (n_created, n_dropped) = (created.len(), dropped.len());
         tracing::info!(n_created, n_dropped, ?dropped, "created {n_created} partitions, dropped {n_dropped}");
+    }
+    if let Some(reason) = blocked {
+        tracing::warn!(%reason, "a partition could not be dropped for now: {reason}");
     }
     shared.metrics.partitions_ahead_hours.set(ahead.as_secs_f64() / 3600.0);
     if ahead < LEAST_AHEAD.min(Duration::from_secs(u64::from(settings.history_hours) * 1800)) {

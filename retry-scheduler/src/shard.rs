@@ -57,6 +57,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// How often the thread looks at acknowledgements it waits for. Kafka takes about as long.
 const ACK_INTERVAL: Duration = Duration::from_millis(2);
 
+/// A batch is stored at this age even while there is more to read.
+const FLUSH: Duration = Duration::from_secs(1);
+
 /// Longest wait for the database's answer. Its own limits are shorter, so this passes only if they do not work.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -196,6 +199,8 @@ struct Owner<'s> {
     epoch: i64,
     reader: Reader,
     intake: Intake,
+    /// Whether the last look at the log found nothing more.
+    caught_up: bool,
     /// Closed, in order; nothing is read while there are any.
     closed: VecDeque<Batch>,
     /// Whether the commit of the first closed batch was sent.
@@ -230,6 +235,7 @@ impl<'s> Owner<'s> {
                 row.next_offset,
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
+            caught_up: false,
             closed: VecDeque::new(),
             commit_sent: false,
             commit_after: None,
@@ -281,26 +287,39 @@ impl<'s> Owner<'s> {
         }
         let settings = &self.shared.settings;
         while !self.intake.open.is_full(settings.batch_rows, settings.batch_bytes) {
-            match self.reader.poll(wake.saturating_duration_since(now)) {
-                Polled::Nothing => break,
+            let wait_until =
+                self.intake.open.deadline(settings.linger).map_or(wake, |deadline| deadline.min(wake));
+            match self.reader.poll(wait_until.saturating_duration_since(now)) {
+                Polled::Nothing => {
+                    self.caught_up = true;
+                    break;
+                }
                 Polled::OutOfRange => return Err(Trouble::StartOver("its next offset left the log")),
                 Polled::Record(record) => {
                     now = Instant::now();
+                    self.caught_up = false;
                     self.intake.take(&self.shared.metrics, &record, now);
                 }
             }
-            let deadline = self.intake.open.deadline(settings.linger);
-            if now >= deadline.map_or(wake, |deadline| deadline.min(wake)) {
+            if now >= wake || self.intake.open.deadline(FLUSH).is_some_and(|deadline| deadline <= now) {
                 break;
             }
         }
         Ok(())
     }
 
+    /// Whether the open batch is to be stored: it is full, or it lingered and no more is there to be read, or it is old.
+    fn is_ready(&self, now: Instant) -> bool {
+        let settings = &self.shared.settings;
+        let is_older = |age| self.intake.open.deadline(age).is_some_and(|deadline| deadline <= now);
+        self.intake.open.is_full(settings.batch_rows, settings.batch_bytes)
+            || (self.caught_up && is_older(settings.linger))
+            || is_older(FLUSH)
+    }
+
     /// When the next thing is to be done even if no record comes.
     fn next_wake(&self, now: Instant) -> Instant {
         let mut wake = now + LONGEST_WAIT;
-        wake = wake.min(self.intake.open.deadline(self.shared.settings.linger).unwrap_or(wake));
         if self.firing.is_some() || !self.closed.is_empty() {
             wake = wake.min(now + ACK_INTERVAL);
         } else if let Some(due) = self.pending.next_due() {
@@ -320,11 +339,8 @@ impl<'s> Owner<'s> {
 
     /// Stores what is ready to be stored.
     fn commit(&mut self) -> Result<(), Trouble> {
-        let settings = &self.shared.settings;
         let now = Instant::now();
-        let is_ready = self.intake.open.is_full(settings.batch_rows, settings.batch_bytes)
-            || self.intake.open.deadline(settings.linger).is_some_and(|deadline| deadline <= now);
-        if self.closed.is_empty() && is_ready {
+        if self.closed.is_empty() && self.is_ready(now) {
             let next = Batch::new(self.intake.open.to);
             self.intake.log_poison();
             self.closed.push_back(std::mem::replace(&mut self.intake.open, next));

@@ -6,7 +6,7 @@
 //!
 //! Creation: a standalone table with the bounds as a CHECK, so that attaching it scans nothing, then `ATTACH`, which
 //! blocks neither readers nor writers. Dropping: `DETACH … CONCURRENTLY`, which cannot run in a transaction and leaves
-//! the partition half detached when it is interrupted, then `DROP`. [`finish_interrupted`] completes what a crash left.
+//! the partition half detached when it is interrupted, then `DROP`. The next pass completes what a crash left.
 
 use crate::{DbInstant, Error, Pool, advisory, pool::DedicatedClient, retry};
 use std::{fmt::Write as _, time::Duration};
@@ -19,6 +19,10 @@ const DAY_US: i64 = 24 * HOUR_US;
 /// Partitions created in one transaction: enough that the transactions do not add up, few enough that the lock on
 /// the parent, which only other maintenance waits for, is short.
 const CREATED_AT_ONCE: usize = 32;
+
+/// Longest wait for the lock under which an empty day is replaced by its hours, in milliseconds. Writers queue behind
+/// it, so it is short; the next pass tries again.
+const SPLIT_LOCK_TIMEOUT_MS: u32 = 500;
 
 /// Longest wait for readers of a partition that is being detached, in milliseconds. Interrupted detaching is finished
 /// by the next pass.
@@ -107,6 +111,8 @@ pub struct Report {
     pub dropped: Vec<String>,
     /// How long partitions last from now, for the table where that is shortest.
     pub ahead: Duration,
+    /// What kept a partition from being dropped; the next pass tries again.
+    pub blocked: Option<String>,
 }
 
 impl Table {
@@ -215,9 +221,7 @@ fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<S
     let mut wanted = Vec::new();
     match table {
         Table::Retry => {
-            let hours_end = DbInstant(now.0 + i64::from(plan.retry_hours) * HOUR_US);
-            // Whole days, so that a day is either hours or one partition.
-            let hours_end = Span::containing(hours_end, Step::Day).end();
+            let hours_end = hours_end(plan, now);
             let end = DbInstant(now.0 + i64::from(plan.retry_days) * DAY_US);
             fill(&mut wanted, now, hours_end, Step::Hour, existing);
             fill(&mut wanted, hours_end, end, Step::Day, existing);
@@ -237,6 +241,11 @@ fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<S
         }
     }
     wanted
+}
+
+/// Up to where retries are to have a partition per hour: whole days, so that a day is either hours or one partition.
+fn hours_end(plan: Plan, now: DbInstant) -> DbInstant {
+    Span::containing(DbInstant(now.0 + i64::from(plan.retry_hours) * HOUR_US), Step::Day).end()
 }
 
 /// Adds what is uncovered between `from` and `to`: whole steps where nothing exists, hours around what does.
@@ -269,37 +278,69 @@ pub async fn lock(pool: &Pool) -> Result<Option<DedicatedClient>, Error> {
     Ok(Some(client))
 }
 
-/// One pass: finishes what was interrupted, creates partitions ahead, drops those whose time has passed.
-/// Retries are dropped behind the lowest cursor only, everything else by age.
+/// One pass: creates partitions ahead, then drops those whose time has passed. Retries are dropped behind the lowest
+/// cursor only, everything else by age. What keeps a drop from succeeding, a long reader usually, is reported and does
+/// not fail the pass: rows that stay are harmless, partitions that are missing are not.
 pub async fn maintain(
     client: &mut DedicatedClient,
     plan: Plan,
     retention: Retention,
 ) -> Result<Report, Error> {
-    let mut report =
-        Report { created: Vec::new(), dropped: finish_interrupted(client).await?, ahead: Duration::MAX };
+    let mut report = Report { ahead: Duration::MAX, ..Report::default() };
     for table in Table::ALL {
-        let (existing, now) = existing(client, table).await?;
-        let wanted = missing(table, plan, now, &existing);
-        create(client, table, &wanted).await?;
-        report.created.extend(wanted.iter().map(|span| span.partition_of(table)));
-        let all = existing.iter().chain(&wanted);
-        let end = all.clone().map(|span| span.end()).max().unwrap_or(now);
-        report.ahead = report.ahead.min(end.since(now));
-        let keep_from = match table {
-            Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
-            Table::Delivery => now.minus(retention.deliveries),
-            Table::DeliveryCount => now.minus(retention.counts),
-            Table::DeadLetter => now.minus(retention.dead_letters),
-        };
-        for span in existing.iter().filter(|span| span.end() <= keep_from && span.end() <= now) {
-            let name = span.partition_of(table);
-            detach(client, table, &name).await?;
-            drop_table(client, &name).await?;
-            report.dropped.push(name);
+        let ahead = create_ahead(client, table, plan, &mut report.created).await?;
+        report.ahead = report.ahead.min(ahead);
+    }
+    match finish_interrupted(client).await {
+        Ok(dropped) => report.dropped = dropped,
+        Err(error) => report.blocked = Some(error.to_string()),
+    }
+    for table in Table::ALL {
+        if let Err(error) = drop_behind(client, table, retention, &mut report.dropped).await {
+            report.blocked = Some(error.to_string());
         }
     }
     Ok(report)
+}
+
+/// Creates what is missing of a table. Answers how long its partitions last from now.
+async fn create_ahead(
+    client: &mut DedicatedClient,
+    table: Table,
+    plan: Plan,
+    created: &mut Vec<String>,
+) -> Result<Duration, Error> {
+    let (mut existing, now) = existing(client, table).await?;
+    if table == Table::Retry {
+        existing = split_empty_days(client, existing, hours_end(plan, now)).await?;
+    }
+    let wanted = missing(table, plan, now, &existing);
+    create(client, table, &wanted).await?;
+    created.extend(wanted.iter().map(|span| span.partition_of(table)));
+    let end = existing.iter().chain(&wanted).map(|span| span.end()).max().unwrap_or(now);
+    Ok(end.since(now))
+}
+
+async fn drop_behind(
+    client: &DedicatedClient,
+    table: Table,
+    retention: Retention,
+    dropped: &mut Vec<String>,
+) -> Result<(), Error> {
+    let (existing, now) = existing(client, table).await?;
+    let keep_from = match table {
+        Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
+        Table::Delivery => now.minus(retention.deliveries),
+        Table::DeliveryCount => now.minus(retention.counts),
+        Table::DeadLetter => now.minus(retention.dead_letters),
+    };
+    for span in existing.iter().filter(|span| span.end() <= keep_from && span.end() <= now) {
+        let name = span.partition_of(table);
+        detach(client, table, &name).await?;
+        drop_table(client, &name).await?;
+        dropped.push(name);
+    }
+    Ok(())
 }
 
 /// The spans of a table's attached partitions, and the server's clock.
@@ -338,6 +379,57 @@ async fn create(client: &mut DedicatedClient, table: Table, spans: &[Span]) -> R
     Ok(())
 }
 
+/// Replaces days of retries that have come within the range of hours by their hours, if they are still empty: days are
+/// made long ahead, and rows that far ahead are rare. A day with rows stays as it is. Answers what is there afterwards.
+async fn split_empty_days(
+    client: &mut DedicatedClient,
+    existing: Vec<Span>,
+    hours_end: DbInstant,
+) -> Result<Vec<Span>, Error> {
+    let mut spans = Vec::with_capacity(existing.len());
+    for span in existing {
+        if span.step == Step::Day && span.start < hours_end && split_if_empty(client, span).await? {
+            let hours =
+                std::iter::successors(Some(Span { step: Step::Hour, ..span }), |hour| Some(hour.next()));
+            spans.extend(hours.take_while(|hour| hour.start < span.end()));
+        } else {
+            spans.push(span);
+        }
+    }
+    Ok(spans)
+}
+
+/// The parent is locked first, as writers do, so that nobody waits for each other in a circle. `false` when there are
+/// rows, or the lock was not to be had.
+async fn split_if_empty(client: &mut DedicatedClient, day: Span) -> Result<bool, Error> {
+    let name = day.partition_of(Table::Retry);
+    let occupied = format!("-- split_day: look\nSELECT EXISTS (SELECT FROM {name})");
+    // Without a lock first: the common answer for a day with rows costs nobody anything.
+    if client.query_typed_one(&occupied, &[]).await?.try_get(0)? {
+        return Ok(false);
+    }
+    let transaction = client.transaction().await?;
+    let lock = format!(
+        "-- split_day: lock\nSET LOCAL lock_timeout = {SPLIT_LOCK_TIMEOUT_MS}; LOCK TABLE retry IN ACCESS EXCLUSIVE MODE"
+    );
+    match transaction.batch_execute(&lock).await.map_err(Error::from) {
+        Err(error) if error.is_unavailable() => return Ok(false),
+        result => result?,
+    }
+    if transaction.query_typed_one(&occupied, &[]).await?.try_get(0)? {
+        return Ok(false);
+    }
+    let mut sql = format!("-- split_day\nDROP TABLE {name};\n");
+    let mut hour = Span { step: Step::Hour, ..day };
+    while hour.start < day.end() {
+        sql.push_str(&create_sql(Table::Retry, hour));
+        hour = hour.next();
+    }
+    transaction.batch_execute(&sql).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
 /// Names and instants are made from numbers here, so nothing needs quoting.
 fn create_sql(table: Table, span: Span) -> String {
     let (parent, column, name) = (table.name(), table.time_column(), span.partition_of(table));
@@ -362,7 +454,7 @@ async fn drop_table(client: &DedicatedClient, name: &str) -> Result<(), Error> {
 }
 
 /// Completes detaching and dropping that a crash or a timeout interrupted. Answers the tables it dropped.
-pub async fn finish_interrupted(client: &DedicatedClient) -> Result<Vec<String>, Error> {
+async fn finish_interrupted(client: &DedicatedClient) -> Result<Vec<String>, Error> {
     let mut dropped = Vec::new();
     for table in Table::ALL {
         let pending = "-- partitions_half_detached

@@ -1,7 +1,9 @@
 //! The retry scheduler against the real Kafka and PostgreSQL: `. .stack/env` first.
+#![allow(clippy::unwrap_used, reason = "a panic in a test is its report, in its helpers too")]
 
 mod outages;
 mod ownership;
+mod pages;
 mod partitions;
 mod schedule;
 mod world;

@@ -94,11 +94,15 @@ async fn position_and_rows_survive_a_kill_together() {
         let outcomes: Vec<_> = (round * 200..(round + 1) * 200).map(|n| retry(n, 300 + n as u64)).collect();
         world.write(0, &outcomes);
         // In the middle of the batch, as far as one can tell from outside.
-        let some = format!("SELECT coalesce(max(next_offset), 0)::bigint > {} FROM retry_shard", round * 200);
-        world.number_becomes(&format!("SELECT ({some})::int::bigint"), |yes| yes == 1).await;
+        world
+            .number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| {
+                next > round * 200
+            })
+            .await;
         scheduler.kill().await;
-        let in_table = world.number("SELECT count(*) FROM retry").await;
-        assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, in_table);
+        // In one snapshot, for the thread may just be storing another batch.
+        let apart = "SELECT next_offset - (SELECT count(*) FROM retry) FROM retry_shard";
+        assert_eq!(world.number(apart).await, 0);
         scheduler = world.start().await;
     }
     let records = world.read_due(600).await;

@@ -14,20 +14,19 @@ fn count(table: &str, name: &str) -> String {
     )
 }
 
-/// A partition of long ago, with a row in it.
-fn old_partition(table: &str, column: &str) -> String {
+/// A partition of long ago.
+fn old_partition(table: &str) -> String {
     format!(
         "CREATE TABLE {table}_20200102_03 PARTITION OF {table} \
-         FOR VALUES FROM ('2020-01-02T03:00:00Z') TO ('2020-01-02T04:00:00Z'); \
-         -- {column}"
+         FOR VALUES FROM ('2020-01-02T03:00:00Z') TO ('2020-01-02T04:00:00Z')"
     )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_are_made_ahead_and_dropped_behind_the_cursor() {
     let world = World::new(1).await;
-    world.execute(&old_partition("retry", "due_at")).await;
-    world.execute(&old_partition("delivery", "recorded_at")).await;
+    world.execute(&old_partition("retry")).await;
+    world.execute(&old_partition("delivery")).await;
     let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
     let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
     assert!(partitions::lock(&world.pool).await.unwrap().is_none(), "one at a time");
@@ -50,9 +49,7 @@ async fn partitions_are_made_ahead_and_dropped_behind_the_cursor() {
         let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
         let dropped: &[&str] = if shard == 0 { &["retry_20200102_03"] } else { &[] };
         assert_eq!(report.dropped, dropped);
-        world
-            .execute(&format!("DROP TABLE IF EXISTS retry_20200102_03; {}", old_partition("retry", "")))
-            .await;
+        world.execute(&format!("DROP TABLE IF EXISTS retry_20200102_03; {}", old_partition("retry"))).await;
     }
     world.execute("UPDATE retry_shard SET cur_due = clock_timestamp()").await;
     let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
@@ -64,9 +61,9 @@ async fn partitions_are_made_ahead_and_dropped_behind_the_cursor() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_crash_left_of_dropping_is_finished() {
     let world = World::new(1).await;
-    world.execute(&old_partition("delivery", "")).await;
+    world.execute(&old_partition("delivery")).await;
     world.execute("ALTER TABLE delivery DETACH PARTITION delivery_20200102_03").await;
-    world.execute(&old_partition("retry", "")).await;
+    world.execute(&old_partition("retry")).await;
     // A reader keeps the second half of DETACH CONCURRENTLY waiting, until its statement times out.
     let mut reader = world.pool.get().await.unwrap();
     let reading = reader.transaction().await.unwrap();
@@ -77,9 +74,12 @@ async fn what_a_crash_left_of_dropping_is_finished() {
     assert!(client.batch_execute(detach).await.is_err());
     reading.rollback().await.unwrap();
 
-    let client = partitions::lock(&world.pool).await.unwrap().unwrap();
-    let mut dropped = partitions::finish_interrupted(&client).await.unwrap();
+    let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
+    let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
+    let mut dropped = report.dropped;
     dropped.sort();
+    assert_eq!(report.blocked, None);
     assert_eq!(dropped, ["delivery_20200102_03", "retry_20200102_03"]);
     assert_eq!(world.number(&count("retry", "retry_20200102_03")).await, 0);
     drop((client, reader));
@@ -89,7 +89,7 @@ async fn what_a_crash_left_of_dropping_is_finished() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_shard_lets_old_partitions_go_and_a_missing_one_is_made_when_needed() {
     let world = World::new(1).await;
-    world.execute(&old_partition("retry", "")).await;
+    world.execute(&old_partition("retry")).await;
     let mut settings = settings();
     settings.maintenance_interval = Duration::from_secs(3600);
     let scheduler = world.start_with(settings, world.pool()).await;
@@ -109,5 +109,32 @@ async fn an_idle_shard_lets_old_partitions_go_and_a_missing_one_is_made_when_nee
     world.read_due(1).await;
     world.number_becomes(&count("retry", "retry_20200102_03"), |n| n == 0).await;
     scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_comes_near_is_replaced_by_hours_if_it_is_empty() {
+    let world = World::new(1).await;
+    let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    let far = Plan { retry_hours: 1, retry_days: 6, ..Plan::default() };
+    partitions::maintain(&mut client, far, RETENTION).await.unwrap();
+    let row = "INSERT INTO retry VALUES (0, clock_timestamp() + interval '4 days', 1, gen_random_uuid(), \
+               gen_random_uuid(), 'order-1', 1, 'k', 'r')";
+    world.execute(row).await;
+    let days = world.number(&count("retry", "retry_________")).await;
+    let near = Plan { retry_hours: 5 * 24, ..far };
+    partitions::maintain(&mut client, near, RETENTION).await.unwrap();
+    // The day with the row, and what still lies beyond the hours, stay days.
+    let left = world.number(&count("retry", "retry_________")).await;
+    assert!((1..=2).contains(&left) && days > left, "{days} days, then {left}");
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 1);
+    for hours in (0..5 * 24).step_by(5) {
+        let row = format!(
+            "INSERT INTO retry VALUES (0, clock_timestamp() + interval '{hours} hours', 2, gen_random_uuid(), \
+             gen_random_uuid(), 'order-2', 1, 'k', 'r')"
+        );
+        world.execute(&row).await;
+    }
+    drop(client);
     world.end().await;
 }

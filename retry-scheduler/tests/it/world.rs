@@ -192,7 +192,7 @@ impl World {
 
     /// Reads `due` until `n` different retries were seen.
     pub(crate) async fn read_due(&self, n: usize) -> Vec<Record> {
-        self.read(Topic::Due, move |records| retry_keys(records).len() >= n).await
+        self.read(Topic::Due, move |records| records.len() >= n && retry_keys(records).len() >= n).await
     }
 
     /// One number from the database.
