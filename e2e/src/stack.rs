@@ -8,7 +8,7 @@ use std::{
 use tokio::process::Command;
 
 /// Addresses of Kafka and PostgreSQL, and the script that runs them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Stack {
     /// `host:port` of Kafka.
     pub brokers: String,
@@ -46,7 +46,7 @@ impl Stack {
     /// When the script does not bring them up.
     pub async fn own(name: &str) -> Result<Self> {
         let folder = root().join(".stack").join(format!("{name}-{:08x}", rand::random::<u32>()));
-        let stack = Self { brokers: String::new(), database_url: String::new(), own: Some(folder) };
+        let mut stack = Self { brokers: String::new(), database_url: String::new(), own: Some(folder) };
         stack.script(&["up"]).await?;
         let env = String::from_utf8(stack.script(&["env"]).await?.stdout)?;
         let value = |name: &str| -> Result<String> {
@@ -58,11 +58,9 @@ impl Stack {
                 .trim_matches('\'')
                 .to_owned())
         };
-        Ok(Self {
-            brokers: value("FLOODWAY_KAFKA_BROKERS")?,
-            database_url: value("FLOODWAY_DATABASE_URL")?,
-            own: stack.own,
-        })
+        stack.brokers = value("FLOODWAY_KAFKA_BROKERS")?;
+        stack.database_url = value("FLOODWAY_DATABASE_URL")?;
+        Ok(stack)
     }
 
     /// Stops a server (`kafka` or `postgres`); its data stays.

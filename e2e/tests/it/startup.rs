@@ -81,7 +81,7 @@ async fn topics_that_break_a_promise_end_the_start_with_78_and_their_names() -> 
     let environment = complete(&stack)?;
     let prefix = environment["FLOODWAY_TOPIC_PREFIX"].clone();
     let create = |topic: &str, partitions: &str, bytes: &str| {
-        let (stack, topic) = (stack.clone(), format!("{prefix}{topic}"));
+        let (stack, topic) = (&stack, format!("{prefix}{topic}"));
         let (partitions, setting) = (partitions.to_owned(), format!("max.message.bytes={bytes}"));
         async move {
             let create =
