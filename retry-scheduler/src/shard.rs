@@ -155,6 +155,9 @@ pub(crate) fn run(shared: &Shared, shard: i32, stop: &Stop) -> End {
     shared.database_health.up(Reporter::Shard(shard));
     shared.kafka_health.up(Reporter::Shard(shard));
     lock(&shared.positions).remove(&shard);
+    let ShardMetrics { heap_rows, cursor_lag_seconds } = Metrics::shard(shard);
+    heap_rows.set(0.0);
+    cursor_lag_seconds.set(0.0);
     end
 }
 
@@ -217,6 +220,9 @@ struct Owner<'s> {
     cursor_moved_at: Instant,
     /// Whether anything was acknowledged since.
     acknowledged: bool,
+    /// When the database last failed, until it took a write.
+    troubled_at: Option<Instant>,
+    database_backoff: Backoff,
 }
 
 impl<'s> Owner<'s> {
@@ -247,6 +253,8 @@ impl<'s> Owner<'s> {
             fenced_at,
             cursor_moved_at: at,
             acknowledged: false,
+            troubled_at: None,
+            database_backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
         }
     }
 
@@ -260,6 +268,16 @@ impl<'s> Owner<'s> {
                 Err(Trouble::Database(error)) => self.reconcile(error)?,
                 result => result?,
             }
+            self.recover();
+        }
+    }
+
+    /// The database is well again only when it took a write, not already when it could be read.
+    fn recover(&mut self) {
+        if self.troubled_at.is_some_and(|troubled_at| self.fenced_at > troubled_at) {
+            self.troubled_at = None;
+            self.database_backoff.reset();
+            self.shared.database_health.up(Reporter::Shard(self.shard));
         }
     }
 
@@ -591,10 +609,10 @@ impl<'s> Owner<'s> {
     /// whose answer was lost is found out here.
     fn reconcile(&mut self, error: floodway_store::Error) -> Result<(), Trouble> {
         self.shared.database_health.down(Reporter::Shard(self.shard), error.to_string());
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         loop {
+            self.troubled_at = Some(Instant::now());
             self.settle();
-            self.stop.wait(backoff.next(rand::random()));
+            self.stop.wait(self.database_backoff.next(rand::random()));
             if self.stop.requested().is_some() {
                 return Ok(());
             }
@@ -606,10 +624,7 @@ impl<'s> Owner<'s> {
             match row {
                 Err(error) => shared.database_health.down(Reporter::Shard(shard), error.to_string()),
                 Ok(None) => return Err(Trouble::Fenced),
-                Ok(Some(row)) => {
-                    shared.database_health.up(Reporter::Shard(shard));
-                    return self.go_on_from(row);
-                }
+                Ok(Some(row)) => return self.go_on_from(row),
             }
         }
     }
@@ -627,6 +642,8 @@ impl<'s> Owner<'s> {
         }
         self.commit_sent = false;
         self.pending.cursor_moved(row.cursor);
+        // A write soon, to know whether the database takes them.
+        self.acknowledged = true;
         self.shared.metrics.reconciled.increment(1);
         tracing::info!(shard = self.shard, committed, "shard {} goes on", self.shard);
         Ok(())

@@ -1,8 +1,10 @@
 //! PostgreSQL away, at the start or in the middle; the log not where it should be.
 
-use crate::world::{World, retry, retry_keys, settings};
-use floodway_retry_scheduler::Settings;
+use crate::world::{DEADLINE, World, retry, retry_keys, settings};
+use floodway_retry_scheduler::{Error, RetryScheduler, Settings};
+use floodway_runtime::{kafka::KafkaSettings, testing};
 use floodway_schemas::due::RetryKey;
+use floodway_store::Pool;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -37,6 +39,38 @@ impl Proxy {
 /// An address that nothing listens on for now.
 async fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_without_its_topics_says_so_instead_of_starting() {
+    let pool = Pool::new(&"postgres://nobody@127.0.0.1:1/none".into(), "scheduler-under-test", 1).unwrap();
+    let context = testing::context(testing::kafka());
+    let error = RetryScheduler::bind(settings(), context.clone(), pool.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::Topics(_)) && error.to_string().contains("outcomes"), "{error}");
+    let settings = Settings { heap_rows: 0, ..settings() };
+    assert!(matches!(RetryScheduler::bind(settings, context, pool).await, Err(Error::Settings(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_without_kafka_starts_says_so_and_ends_when_told() {
+    let pool = Pool::new(&"postgres://nobody@127.0.0.1:1/none".into(), "scheduler-under-test", 1).unwrap();
+    let kafka = KafkaSettings { brokers: free_address().await.to_string(), ..testing::kafka() };
+    let context = testing::context(kafka);
+    let (health, shutdown) = (context.health.clone(), context.shutdown.clone());
+    let scheduler = RetryScheduler::bind(settings(), context, pool).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(scheduler.run());
+    let is_told =
+        || health.reports().iter().any(|r| r.name == "kafka" && r.reason.as_deref() != Some("starting"));
+    let told = async {
+        while !is_told() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, told).await.unwrap();
+    assert!(!health.is_ready());
+    shutdown.cancel();
+    tokio::time::timeout(DEADLINE, tasks.join_next()).await.unwrap().unwrap().unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
