@@ -25,7 +25,13 @@ fn envelope(c: &mut Criterion) {
     });
     group.bench_function("decode", |b| b.iter(|| Event::decode(black_box(&record)).is_ok()));
     group.bench_function("webhook-id", |b| {
-        b.iter(|| floodway_schemas::event::message_id(floodway_benches::TENANT, black_box("source"), black_box("id")))
+        b.iter(|| {
+            floodway_schemas::event::message_id(
+                floodway_benches::TENANT,
+                black_box("source"),
+                black_box("id"),
+            )
+        })
     });
     group.finish();
 }

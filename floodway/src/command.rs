@@ -72,7 +72,9 @@ pub(crate) async fn execute(command: Command, settings: Settings) -> Result<(), 
             process::run(&Role::ALL, settings).await
         }
         Command::Migrate => operate::migrate(&settings).await,
-        Command::Topics { command: TopicsCommand::Apply(plan) } => operate::apply_topics(&settings, plan).await,
+        Command::Topics { command: TopicsCommand::Apply(plan) } => {
+            operate::apply_topics(&settings, plan).await
+        }
         Command::Validate => settings.validate(&Role::ALL),
     }
 }

@@ -103,14 +103,18 @@ impl Settings {
     /// Where the database is.
     pub(crate) fn database_url(&self) -> Result<&SecretString, Error> {
         self.database_url.as_ref().ok_or_else(|| {
-            Error::missing("database_url (FLOODWAY_DATABASE_URL)", "postgres://user:password@host:port/database")
+            Error::missing(
+                "database_url (FLOODWAY_DATABASE_URL)",
+                "postgres://user:password@host:port/database",
+            )
         })
     }
 
     /// The keys that seal and open secrets.
     pub(crate) fn sealing_keys(&self) -> Result<SealingKeys, Error> {
         let name = "sealing_key (FLOODWAY_SEALING_KEY)";
-        let text = self.sealing_key.as_ref().ok_or_else(|| Error::missing(name, "<id>:<base64 of 32 bytes>"))?;
+        let text =
+            self.sealing_key.as_ref().ok_or_else(|| Error::missing(name, "<id>:<base64 of 32 bytes>"))?;
         SealingKeys::parse(text).map_err(|error| Error::settings(format!("setting {name}: {error}")))
     }
 }

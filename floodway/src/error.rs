@@ -44,7 +44,10 @@ impl Error {
     }
 
     /// Writes one line to standard error.
-    #[allow(clippy::print_stderr, reason = "the one line that a failed start leaves, whatever the log filter")]
+    #[allow(
+        clippy::print_stderr,
+        reason = "the one line that a failed start leaves, whatever the log filter"
+    )]
     pub(crate) fn report(&self) {
         eprintln!("floodway: {self}");
     }

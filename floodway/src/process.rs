@@ -28,7 +28,8 @@ pub(crate) enum Role {
 
 impl Role {
     /// Every role, in the order of the pipeline.
-    pub(crate) const ALL: [Self; 4] = [Self::Ingest, Self::Dispatcher, Self::RetryScheduler, Self::ControlPlane];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Ingest, Self::Dispatcher, Self::RetryScheduler, Self::ControlPlane];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -53,22 +54,29 @@ pub(crate) async fn run(roles: &[Role], settings: Settings) -> Result<(), Error>
     settings.validate(roles)?;
     let metrics = admin::install_metrics().map_err(Error::settings)?;
     let health = Health::default();
+    // Until the roles are built they report nothing, and nothing would look like readiness.
+    let built = health.component("roles", true);
     let admin = Admin::bind(&settings.admin, health.clone(), metrics).await.map_err(Error::settings)?;
     tracing::info!(address = %admin.address()?, "health and metrics");
     let sealing = match &settings.sealing_key {
         Some(_) => settings.sealing_keys()?,
         None => SealingKeys::none(),
     };
-    let context =
-        Context { kafka: settings.kafka()?, sealing: Arc::new(sealing), health, shutdown: CancellationToken::new() };
+    let context = Context {
+        kafka: settings.kafka()?,
+        sealing: Arc::new(sealing),
+        health,
+        shutdown: CancellationToken::new(),
+    };
 
+    let (listeners, admin_stopped) = (TaskTracker::new(), CancellationToken::new());
+    listeners.spawn(admin.run(admin_stopped.clone()));
+    listeners.spawn(wait_for_signal(context.shutdown.clone()));
     let mut running = JoinSet::new();
     for role in roles {
         start(*role, &settings, &context, &mut running).await?;
     }
-    let (listeners, admin_stopped) = (TaskTracker::new(), CancellationToken::new());
-    listeners.spawn(admin.run(admin_stopped.clone()));
-    listeners.spawn(wait_for_signal(context.shutdown.clone()));
+    built.up();
 
     let ended = drain(running, &context.shutdown).await;
     admin_stopped.cancel();
@@ -86,7 +94,12 @@ async fn wait_for_signal(shutdown: CancellationToken) {
 type Running = JoinSet<Result<(), Error>>;
 
 /// Builds a role and spawns it. What fails here is a setting, or what a setting points to.
-async fn start(role: Role, settings: &Settings, context: &Context, running: &mut Running) -> Result<(), Error> {
+async fn start(
+    role: Role,
+    settings: &Settings,
+    context: &Context,
+    running: &mut Running,
+) -> Result<(), Error> {
     let context = Context { health: context.health.for_role(role.name()), ..context.clone() };
     match role {
         Role::Ingest => {
@@ -119,7 +132,8 @@ async fn start(role: Role, settings: &Settings, context: &Context, running: &mut
 }
 
 fn pool(settings: &Settings, role: Role) -> Result<Pool, Error> {
-    Pool::new(settings.database_url()?, &format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE).map_err(Error::settings)
+    Pool::new(settings.database_url()?, &format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE)
+        .map_err(Error::settings)
 }
 
 fn failed(role: Role, error: &dyn std::error::Error) -> Error {

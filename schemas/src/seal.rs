@@ -66,6 +66,11 @@ impl fmt::Debug for SealingKeys {
 }
 
 impl SealingKeys {
+    /// No keys: for roles that neither seal nor open.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Parses `<id>:<base64 of 32 bytes>[,…]`.
     pub fn parse(text: &SecretString) -> Result<Self, SealError> {
         let keys: Vec<SealingKey> = text
