@@ -10,14 +10,14 @@ use std::time::Duration;
 pub struct Settings {
     /// `FLOODWAY_DISPATCHER__LANE_IN_FLIGHT`: requests to one subscription at a time; default 64.
     pub lane_in_flight: usize,
-    /// `FLOODWAY_DISPATCHER__LANE_QUEUE`: deliveries that wait in memory for one subscription; default 1024. What comes on top is
+    /// `FLOODWAY_DISPATCHER__LANE_QUEUE`: deliveries that wait in memory for one subscription; default 16384. What comes on top is
     /// deferred to the retry scheduler.
     pub lane_queue: usize,
     /// `FLOODWAY_DISPATCHER__LANE_SHARE`: one subscription holds at most this fraction of the budget that is free, written as
-    /// its divisor; default 8 (an eighth). It keeps hung endpoints, however many, from using the budget up.
+    /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up.
     pub lane_share: usize,
     /// `FLOODWAY_DISPATCHER__MAX_DELIVERIES`: deliveries in memory, from intake to the acknowledgement of their outcome;
-    /// default 16384. At the bound, intake waits.
+    /// default 65536. At the bound, intake waits.
     pub max_deliveries: usize,
     /// `FLOODWAY_DISPATCHER__MAX_BYTES`: bytes of the events of those deliveries; default 268435456 (256 MiB). At the bound,
     /// intake waits.
@@ -43,7 +43,7 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__PAUSED_RECHECK`: how long a delivery of a paused subscription is deferred; default `15s`.
     #[serde(with = "humantime_serde")]
     pub paused_recheck: Duration,
-    /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `5m`.
+    /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `2m`.
     #[serde(with = "humantime_serde")]
     pub max_deferral: Duration,
     /// `FLOODWAY_DISPATCHER__MAX_RETRY_AFTER`: longest wait that an endpoint's `Retry-After` is granted; default `1h`.
@@ -67,9 +67,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             lane_in_flight: 64,
-            lane_queue: 1024,
-            lane_share: 8,
-            max_deliveries: 16_384,
+            lane_queue: 16_384,
+            lane_share: 4,
+            max_deliveries: 65_536,
             max_bytes: 256 * 1024 * 1024,
             tracker_window: 65_536,
             max_timeout: Duration::from_secs(60),
@@ -78,7 +78,7 @@ impl Default for Settings {
             pool_max_idle_per_host: 64,
             allowed_networks: Vec::new(),
             paused_recheck: Duration::from_secs(15),
-            max_deferral: Duration::from_secs(300),
+            max_deferral: Duration::from_secs(120),
             max_retry_after: Duration::from_secs(3600),
             config_grace: Duration::from_secs(30),
             commit_interval: Duration::from_millis(300),

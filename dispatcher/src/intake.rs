@@ -10,7 +10,9 @@
 //!   partitions. Attempts under way go on and their outcomes are produced, but they reach a tracker that is committed no more,
 //!   so the next owner makes just these again.
 //!
-//! Commits are made by the same thread, one at a time, so none can overtake a later one.
+//! Commits are made by the same thread, one at a time, so none can overtake a later one. They wait for Kafka's answer, because the
+//! client's event interface reports nothing about asynchronous commits that the application makes itself; the partitions' threads
+//! do not wait with them.
 
 use crate::{
     commit,
@@ -49,10 +51,6 @@ const ROOM_WAIT: Duration = Duration::from_millis(100);
 const COMMITTED_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two such questions, and before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A commit without an answer for so long counts as failed.
-const COMMIT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long leaving the group may take.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two looks whether Kafka is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -104,7 +102,6 @@ impl Intake {
             name: name.clone(),
             consumer: OnceLock::new(),
             assigned: Mutex::default(),
-            commit_sent: Mutex::default(),
             broken: AtomicBool::new(false),
         };
         let consumer: Arc<BaseConsumer<Owner>> =
@@ -113,6 +110,9 @@ impl Intake {
         let _ = consumer.context().consumer.set(Arc::downgrade(&consumer));
         let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));
         consumer.context().end_threads();
+        // The last reference: closing revokes what is assigned, which commits it, and leaves the group. Without unsubscribing
+        // before: librdkafka 2.12 then mostly loses the request to leave, and the next owner waits for the session timeout.
+        drop(consumer);
         result
     }
 
@@ -123,11 +123,7 @@ impl Intake {
         loop {
             match self.life.phase() {
                 Phase::Running | Phase::Draining => {}
-                Phase::Leaving => {
-                    owner.leave(consumer);
-                    return Ok(());
-                }
-                Phase::Abandoned => return Ok(()),
+                Phase::Leaving | Phase::Abandoned => return Ok(()),
             }
             match consumer.poll(POLL_WAIT.min(self.commit_interval)) {
                 None => {}
@@ -145,14 +141,23 @@ impl Intake {
             }
             if committed_at.elapsed() >= self.commit_interval {
                 committed_at = Instant::now();
-                owner.commit_dirty(consumer);
+                owner.commit_regularly(consumer);
             }
-            if self.health.is_suspect() && probed_at.elapsed() >= PROBE_PAUSE {
-                match consumer.fetch_metadata(Some(&owner.name), REQUEST_TIMEOUT) {
-                    Ok(_) => self.health.up(),
-                    Err(error) => self.health.down(format!("no broker answers: {error}")),
-                }
+            if probed_at.elapsed() >= PROBE_PAUSE {
                 probed_at = Instant::now();
+                self.probe(consumer);
+            }
+        }
+    }
+
+    /// Looks whether Kafka is there, when there is a reason to doubt it.
+    fn probe(&self, consumer: &BaseConsumer<Owner>) {
+        if self.router.is_stalled() {
+            self.health.down("Kafka does not take outcomes: no event is taken until it does");
+        } else if self.health.is_suspect() {
+            match consumer.fetch_metadata(Some(&consumer.context().name), REQUEST_TIMEOUT) {
+                Ok(_) => self.health.up(),
+                Err(error) => self.health.down(format!("no broker answers: {error}")),
             }
         }
     }
@@ -168,8 +173,6 @@ struct Owner {
     consumer: OnceLock<Weak<BaseConsumer<Owner>>>,
     /// Touched by the consumer's thread only.
     assigned: Mutex<HashMap<i32, Assigned>>,
-    /// When the commit that is under way was sent.
-    commit_sent: Mutex<Option<Instant>>,
     /// An assignment could not be taken over: the consumer is of no use.
     broken: AtomicBool,
 }
@@ -177,8 +180,6 @@ struct Owner {
 struct Assigned {
     partition: Arc<Partition>,
     thread: Option<JoinHandle<()>>,
-    /// Revision that the commit under way shows.
-    sent: Option<u64>,
     /// Revision that is known to be committed.
     acknowledged: Option<u64>,
 }
@@ -230,7 +231,7 @@ impl Owner {
             .name(format!("{}-{id}", self.intake.topic.base_name()))
             .spawn(move || drain(&queue, &draining, &intake))
             .map_err(|error| KafkaError::Subscription(format!("no thread for partition {id}: {error}")))?;
-        let assigned = Assigned { partition, thread: Some(thread), sent: None, acknowledged: None };
+        let assigned = Assigned { partition, thread: Some(thread), acknowledged: None };
         self.lock().insert(id, assigned);
         Ok(())
     }
@@ -308,76 +309,53 @@ impl Owner {
             // Others may own the partitions by now; a commit would overwrite theirs.
             tracing::info!(topic = self.name, partitions = revoked.len(), "partitions lost");
         } else {
-            self.commit_last(consumer, &revoked);
+            if let Err(error) = self.commit(consumer, revoked.iter_mut()) {
+                tracing::warn!(topic = self.name, %error, "the last commit failed: the next owner repeats a little");
+            }
+            tracing::info!(topic = self.name, partitions = revoked.len(), "partitions given up");
         }
         self.report();
         consumer.incremental_unassign(partitions)
     }
 
-    /// The last commit of partitions that are given up.
-    fn commit_last(&self, consumer: &BaseConsumer<Self>, revoked: &[Assigned]) {
+    /// Commits what changed since the last commit, and waits for Kafka's answer.
+    fn commit<'a>(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        assigned: impl Iterator<Item = &'a mut Assigned>,
+    ) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
-        for assigned in revoked {
+        let mut sent = Vec::new();
+        for assigned in assigned {
             let Some(snapshot) = assigned.partition.snapshot(assigned.acknowledged) else { continue };
-            if put(&mut list, &self.name, assigned.partition.id(), (snapshot.offset, snapshot.metadata))
-                .is_err()
-            {
-                self.metrics.commit_failures.increment(1);
-            }
+            put(&mut list, &self.name, assigned.partition.id(), (snapshot.offset, snapshot.metadata))?;
+            sent.push((&mut assigned.acknowledged, snapshot.revision));
         }
-        if list.count() > 0
-            && let Err(error) = consumer.commit(&list, CommitMode::Sync)
-        {
-            tracing::warn!(topic = self.name, %error, "the last commit failed: the next owner repeats a little");
-            self.metrics.commit_failures.increment(1);
+        if sent.is_empty() {
+            return Ok(());
         }
-        tracing::info!(topic = self.name, partitions = revoked.len(), "partitions given up");
+        consumer
+            .commit(&list, CommitMode::Sync)
+            .inspect_err(|_| self.metrics.commit_failures.increment(1))?;
+        for (acknowledged, revision) in sent {
+            *acknowledged = Some(revision);
+        }
+        Ok(())
     }
 
-    /// Sends what changed since the last commit, unless a commit is under way.
-    fn commit_dirty(&self, consumer: &BaseConsumer<Self>) {
+    fn commit_regularly(&self, consumer: &BaseConsumer<Self>) {
         self.report();
-        let mut commit_sent = self.commit_sent.lock().unwrap_or_else(PoisonError::into_inner);
-        if commit_sent.is_some_and(|at| at.elapsed() < COMMIT_PATIENCE) {
-            return;
-        }
-        let mut list = TopicPartitionList::new();
-        for assigned in self.lock().values_mut() {
-            let Some(snapshot) = assigned.partition.snapshot(assigned.acknowledged) else { continue };
-            if put(&mut list, &self.name, assigned.partition.id(), (snapshot.offset, snapshot.metadata))
-                .is_ok()
-            {
-                assigned.sent = Some(snapshot.revision);
-            }
-        }
-        if list.count() == 0 {
-            return;
-        }
-        match consumer.commit(&list, CommitMode::Async) {
-            Ok(()) => *commit_sent = Some(Instant::now()),
-            Err(error) => {
-                tracing::debug!(topic = self.name, %error, "commit not sent");
-                self.metrics.commit_failures.increment(1);
-            }
+        if let Err(error) = self.commit(consumer, self.lock().values_mut()) {
+            // A rebalance or a new coordinator: the next commit shows the same and more.
+            tracing::debug!(topic = self.name, %error, "commit failed, to be repeated");
         }
     }
 
-    /// Commits a last time and leaves the group.
-    fn leave(&self, consumer: &BaseConsumer<Self>) {
-        consumer.unsubscribe();
-        let deadline = Instant::now() + LEAVE_PATIENCE;
-        while !self.lock().is_empty() && Instant::now() < deadline {
-            // Serves the revocation that unsubscribing brings about.
-            let _ = consumer.poll(POLL_WAIT);
-        }
-    }
-
-    /// Ends threads that no revocation ended; they hold the consumer.
+    /// Ends the partitions' threads: they hold the consumer. The partitions stay, for the revocation to commit them.
     fn end_threads(&self) {
-        let mut left: Vec<Assigned> = self.lock().drain().map(|(_, assigned)| assigned).collect();
-        left.iter_mut().for_each(Assigned::signal);
-        left.iter_mut().for_each(Assigned::join);
-        self.report();
+        let mut assigned = self.lock();
+        assigned.values_mut().for_each(Assigned::signal);
+        assigned.values_mut().for_each(Assigned::join);
     }
 
     fn report(&self) {
@@ -432,22 +410,6 @@ impl ConsumerContext for Owner {
         if let Err(error) = result {
             tracing::error!(topic = self.name, %error, "rebalance failed");
             self.broken.store(true, Ordering::Release);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        *self.commit_sent.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if let Err(error) = &result {
-            tracing::debug!(topic = self.name, %error, "commit failed, to be repeated");
-            self.metrics.commit_failures.increment(1);
-        }
-        let mut assigned = self.lock();
-        for element in offsets.elements() {
-            let Some(assigned) = assigned.get_mut(&element.partition()) else { continue };
-            let sent = assigned.sent.take();
-            if result.is_ok() && element.error().is_ok() {
-                assigned.acknowledged = sent.or(assigned.acknowledged);
-            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One subscription's deliveries: so many at a time, so many waiting, the rest deferred.
 //!
 //! A lane is what keeps a slow or hung endpoint from delaying others: its deliveries wait here and nowhere else, and it never
-//! holds more than a share of the budget that is free. With `n` lanes full and a share of 1/8, `8 / (8 + n)` of the budget
+//! holds more than a share of the budget that is free. With `n` lanes full and a share of 1/4, `4 / (4 + n)` of the budget
 //! stays free for the others.
 
 use crate::budget::Amount;
@@ -44,14 +44,15 @@ struct State<T> {
     drain: Drain,
 }
 
-/// How fast the lane drains, and until when its deferrals are planned.
+/// How fast the lane drains, and how much it has put off.
 #[derive(Debug, Default)]
 struct Drain {
     /// Seconds per delivery, smoothed.
     interval: Option<f64>,
     last: Option<Instant>,
-    /// When the last deferred delivery is to come back.
-    planned_until: Option<Instant>,
+    /// Deliveries deferred and, as far as the lane can tell, not yet made up for. An estimate: it tells later deferrals how long the
+    /// queue is that stands elsewhere. It shrinks with each delivery made and is forgotten when the lane has nothing to do.
+    deferred: usize,
 }
 
 /// What becomes of a delivery that is offered to its lane.
@@ -110,8 +111,9 @@ impl<T> Lane<T> {
         }
         state.active = state.active.saturating_sub(1);
         if state.active == 0 {
-            // The pause that follows says nothing about how fast the endpoint is.
+            // The pause that follows says nothing about how fast the endpoint is, and there is room for whatever comes.
             state.drain.last = None;
+            state.drain.deferred = 0;
         }
         None
     }
@@ -135,27 +137,25 @@ impl<T> Lane<T> {
 
 impl Drain {
     fn finished(&mut self, now: Instant) {
+        self.deferred = self.deferred.saturating_sub(1);
         if let Some(last) = self.last.replace(now) {
             let newest = now.saturating_duration_since(last).as_secs_f64();
             self.interval = Some(self.interval.map_or(newest, |old| old + SMOOTHING * (newest - old)));
         }
     }
 
-    /// The wait until the lane has drained `backlog` and everything deferred before: each deferral is planned one interval after
-    /// the last one, so that they come back as fast as the endpoint takes them.
+    /// The wait until the lane has drained `backlog` and what it deferred before, at its present rate: so deferrals come back about
+    /// as fast as the endpoint takes them, and a passing stall lengthens only the waits that are planned during it.
     fn plan(&mut self, backlog: usize, limits: &Limits, now: Instant) -> Duration {
-        // Nothing finished yet: as if one delivery took the shortest deferral.
+        let longest = limits.max_deferral.as_secs_f64();
         let stalled = self.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
         let interval = self.interval.unwrap_or(0.0).max(stalled / backlog.max(1) as f64);
-        let backlog_seconds = (interval * backlog as f64).min(limits.max_deferral.as_secs_f64());
-        let earliest = now + Duration::from_secs_f64(backlog_seconds).max(MIN_DEFERRAL);
-        let step = Duration::from_secs_f64(interval.min(limits.max_deferral.as_secs_f64()));
-        let planned = self
-            .planned_until
-            .map_or(earliest, |until| earliest.max(until + step))
-            .min(now + limits.max_deferral);
-        self.planned_until = Some(planned);
-        planned.saturating_duration_since(now).max(MIN_DEFERRAL)
+        let wait = interval * (backlog + self.deferred) as f64;
+        // Beyond the longest deferral a longer queue changes nothing; counting on would only make it slow to forget.
+        if wait < longest {
+            self.deferred += 1;
+        }
+        Duration::from_secs_f64(wait.min(longest)).max(MIN_DEFERRAL)
     }
 }
 
@@ -217,6 +217,35 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!((delays.next(), delays.next(), delays.next()), (Some(10), Some(12), Some(14)));
+    }
+
+    #[test]
+    fn a_stall_that_passed_does_not_lengthen_later_deferrals() {
+        let lane = Lane::default();
+        let start = Instant::now();
+        let limits = Limits { queue: 1_000, ..LIMITS };
+        let plenty = Amount { count: 100_000, bytes: 1_000_000 };
+        for item in 0..1_002 {
+            lane.offer(item, 1, plenty, &limits, start, 0.0);
+        }
+        let defer = |now| match lane.offer(0, 1, plenty, &limits, now, 0.0) {
+            Offer::Defer(_, delay) => delay,
+            other => panic!("{other:?}"),
+        };
+        // One delivery after 40 s, then one per millisecond.
+        let mut now = start + Duration::from_secs(40);
+        lane.finish(1, start);
+        lane.finish(1, now);
+        for _ in 0..500 {
+            lane.offer(0, 1, plenty, &limits, now, 0.0);
+        }
+        assert_eq!(defer(now), limits.max_deferral);
+        for _ in 0..600 {
+            now += Duration::from_millis(1);
+            lane.finish(1, now);
+            lane.offer(0, 1, plenty, &limits, now, 0.0);
+        }
+        assert!(defer(now) < Duration::from_secs(3), "{:?}", defer(now));
     }
 
     proptest! {

@@ -6,8 +6,8 @@
 //! One consumer group per topic, so that resetting one never fires another again. Their names carry the topic prefix:
 //! `<prefix>dispatcher` for `events`, `<prefix>dispatcher-due` and `<prefix>dispatcher-replays`.
 //!
-//! A record's way: [`intake`] (a thread per partition) → [`route`] (which subscriptions) → [`lane`] (when) →
-//! [`deliver`] ([`attempt`], [`classify`]) → [`outcomes`] (until acknowledged) → [`tracker`] → [`commit`].
+//! A record's way: `intake` (a thread per partition) → `route` (which subscriptions) → `lane` (when) →
+//! `deliver` (`attempt`, `classify`) → `outcomes` (until acknowledged) → `tracker` → `commit`.
 
 mod attempt;
 mod budget;

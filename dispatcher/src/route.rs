@@ -85,9 +85,14 @@ impl Router {
         }
     }
 
+    /// Whether Kafka does not take outcomes, so that no record is taken.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.deliverer.outcomes.is_stalled()
+    }
+
     /// Whether another record may be taken; waits for that up to about `patience`. Blocks the thread.
     pub(crate) fn wait_for_room(&self, patience: Duration) -> bool {
-        if self.deliverer.outcomes.is_stalled() {
+        if self.is_stalled() {
             std::thread::sleep(patience);
             return false;
         }

@@ -5,7 +5,7 @@ use crate::{
     world::{World, until},
 };
 use floodway_dispatcher::{Dispatcher, Settings};
-use floodway_runtime::{kafka::MESSAGE_TIMEOUT_MS, testing};
+use floodway_runtime::testing;
 use floodway_schemas::topic::Topic;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
@@ -45,7 +45,6 @@ async fn after_a_crash_only_what_was_not_covered_is_delivered_again_in_the_same_
     let mut covered = None;
     until("the commit covers what is above the held event", || {
         covered = world.committed(Topic::Events, GROUP, 0);
-        eprintln!("{:?} {covered:?}", Instant::now());
         // Three offsets from the held one to the end, and no further one open.
         covered.as_ref().is_some_and(|(offset, metadata)| *offset == 2 && metadata.ends_with(":Aw"))
     })
@@ -105,18 +104,18 @@ async fn an_offset_is_committed_only_after_kafka_acknowledged_the_outcome() {
     })
     .await;
 
-    // More in-sync replicas than there are brokers: Kafka takes no outcome.
-    set_min_insync_replicas(&world, "2").await;
+    // No record fits: Kafka takes no outcome, and the dispatcher goes on trying.
+    set_max_message_bytes(&world, 10).await;
     world.send("2", "a");
     receiver.next().await;
-    // Nothing is claimed for many commit intervals, and still when the producer's message timeout has passed.
-    let end = Instant::now() + Duration::from_millis(u64::from(MESSAGE_TIMEOUT_MS) + 2_000);
-    until("the message timeout passes", || {
+    // Nothing is claimed for many commit intervals.
+    let end = Instant::now() + World::settings().commit_interval * 40;
+    until("many commit intervals pass", || {
         assert_eq!(world.committed(Topic::Events, GROUP, 0).unwrap().0, 1);
         Instant::now() > end
     })
     .await;
-    set_min_insync_replicas(&world, "1").await;
+    set_max_message_bytes(&world, Topic::Outcomes.max_record_bytes()).await;
     let seen = outcomes.at_least(2).await;
     assert_eq!(seen[1]["event_id"], "2");
     until("the second event is committed", || {
@@ -127,10 +126,11 @@ async fn an_offset_is_committed_only_after_kafka_acknowledged_the_outcome() {
     world.end(&[&running]).await;
 }
 
-async fn set_min_insync_replicas(world: &World, value: &str) {
+async fn set_max_message_bytes(world: &World, bytes: usize) {
     let admin: AdminClient<DefaultClientContext> = world.topics.kafka.client().create().unwrap();
     let topic = world.topics.kafka.topic(Topic::Outcomes);
-    let config = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("min.insync.replicas", value);
+    let bytes = bytes.to_string();
+    let config = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", &bytes);
     for result in admin.alter_configs([&config], &AdminOptions::new()).await.unwrap() {
         result.unwrap();
     }

@@ -1,4 +1,5 @@
 //! The dispatcher against a real Kafka and real HTTP receivers.
+#![allow(clippy::unwrap_used, reason = "a panic in a test is the report, in its support code, too")]
 
 mod attributes;
 mod deferrals;
