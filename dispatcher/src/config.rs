@@ -57,10 +57,10 @@ pub struct Settings {
     /// what was settled since the last one.
     #[serde(with = "humantime_serde")]
     pub commit_interval: Duration,
-    /// `FLOODWAY_DISPATCHER__DRAIN_DEADLINE`: how long attempts may go on after shutdown began; default `20s`. Attempts cut off
+    /// `FLOODWAY_DISPATCHER__DRAIN_TIMEOUT`: how long attempts may go on after shutdown began; default `20s`. Attempts cut off
     /// are made again by the next owner of their partition.
     #[serde(with = "humantime_serde")]
-    pub drain_deadline: Duration,
+    pub drain_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -82,7 +82,7 @@ impl Default for Settings {
             max_retry_after: Duration::from_secs(3600),
             config_grace: Duration::from_secs(30),
             commit_interval: Duration::from_millis(300),
-            drain_deadline: Duration::from_secs(20),
+            drain_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -138,8 +138,8 @@ mod tests {
     #[test]
     fn settings_are_read_by_name_and_unknown_ones_refused() {
         let read: Settings =
-            serde_json::from_str(r#"{"allowed_networks":["127.0.0.0/8"],"drain_deadline":"5s"}"#).unwrap();
-        assert_eq!(read.drain_deadline, Duration::from_secs(5));
+            serde_json::from_str(r#"{"allowed_networks":["127.0.0.0/8"],"drain_timeout":"5s"}"#).unwrap();
+        assert_eq!(read.drain_timeout, Duration::from_secs(5));
         assert!(read.allowed_networks[0].contains(&"127.0.0.1".parse::<std::net::IpAddr>().unwrap()));
         assert!(serde_json::from_str::<Settings>(r#"{"lanes":1}"#).is_err());
     }

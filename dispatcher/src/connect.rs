@@ -1,6 +1,6 @@
 //! Connecting to endpoints: resolve, check, connect to exactly a checked address, then TLS.
 
-use crate::{config::Settings, guard};
+use crate::{config::Settings, guard, resolve::Resolver};
 use bytes::Bytes;
 use floodway_schemas::outcome::ErrorClass;
 use http::Uri;
@@ -35,6 +35,7 @@ pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Erro
     let connector = GuardedConnector {
         opened: settings.allowed_networks.clone().into(),
         connect_timeout: settings.connect_timeout,
+        resolver: Resolver::default(),
     };
     let https = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
@@ -56,6 +57,7 @@ pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Erro
 pub(crate) struct GuardedConnector {
     opened: Arc<[IpNet]>,
     connect_timeout: Duration,
+    resolver: Resolver,
 }
 
 /// Why no connection was made.
@@ -99,7 +101,8 @@ impl GuardedConnector {
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
         let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
-        for address in resolve(host, port).await? {
+        let addresses = self.resolver.resolve(host, port).await.map_err(ConnectError::Dns)?;
+        for &address in addresses.iter() {
             if !guard::is_allowed(address.ip(), &self.opened) {
                 // An error of an address that was tried says more than this one.
                 if matches!(error, ConnectError::Dns(_)) {
@@ -130,15 +133,6 @@ impl GuardedConnector {
     }
 }
 
-/// The addresses of a host, which may be an address itself.
-async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
-    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    Ok(tokio::net::lookup_host((host, port)).await.map_err(ConnectError::Dns)?.collect())
-}
-
 impl tower::Service<Uri> for GuardedConnector {
     type Response = TokioIo<TcpStream>;
     type Error = ConnectError;
@@ -161,6 +155,7 @@ mod tests {
         let connector = GuardedConnector {
             opened: opened.iter().map(|network| network.parse().unwrap()).collect(),
             connect_timeout: Duration::from_secs(5),
+            resolver: Resolver::default(),
         };
         connector.connect(Uri::from_static(uri)).await.unwrap_err().class()
     }

@@ -27,6 +27,7 @@ mod life;
 mod metrics;
 mod outcomes;
 mod partition;
+mod resolve;
 mod route;
 mod sign;
 mod subscriptions;
@@ -101,7 +102,7 @@ impl Dispatcher {
         let shutdown = self.context.shutdown.clone();
         let parts = Parts::start(&self)?;
         let Some(()) = unless_cancelled(&shutdown, self.topics_ready()).await.transpose()? else {
-            return parts.stop(Vec::new(), self.settings.drain_deadline).await;
+            return parts.stop(Vec::new(), self.settings.drain_timeout).await;
         };
         // Without all subscriptions an event would pass unmatched.
         let caught_up = unless_cancelled(&shutdown, parts.feed_caught_up()).await;
@@ -110,7 +111,7 @@ impl Dispatcher {
         }
         let intakes = if caught_up == Some(true) { self.start_intakes(&parts)? } else { Vec::new() };
         shutdown.cancelled().await;
-        parts.stop(intakes, self.settings.drain_deadline).await
+        parts.stop(intakes, self.settings.drain_timeout).await
     }
 
     /// Waits until the topics are there. Their absence and Kafka's may end any moment; wrong settings do not.

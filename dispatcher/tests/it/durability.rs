@@ -198,7 +198,7 @@ async fn an_attempt_cut_off_by_the_drain_deadline_is_left_to_the_next_owner() {
     let mut world = World::create(1).await;
     let mut receiver = holding_receiver().await;
     world.publish(&world.subscription(receiver.url("")));
-    let first = world.run(Settings { drain_deadline: Duration::from_millis(100), ..World::settings() }).await;
+    let first = world.run(Settings { drain_timeout: Duration::from_millis(100), ..World::settings() }).await;
     world.send("held", "a");
     receiver.next().await;
     first.context.shutdown.cancel();

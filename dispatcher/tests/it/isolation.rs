@@ -26,7 +26,7 @@ async fn endpoints_that_hang_delay_no_other_on_the_same_partition() {
         lane_in_flight: 4,
         lane_queue: 8,
         max_deliveries: 64,
-        drain_deadline: std::time::Duration::from_millis(100),
+        drain_timeout: std::time::Duration::from_millis(100),
         ..World::settings()
     };
     let running = world.run(settings).await;
