@@ -25,10 +25,10 @@ pub struct Settings {
     /// with 202; default `5s`.
     #[serde(with = "humantime_serde")]
     pub publish_deadline: Duration,
-    /// `FLOODWAY_CONTROL_PLANE__DRAIN_DEADLINE`: how long requests in progress may take once the process is to end;
+    /// `FLOODWAY_CONTROL_PLANE__DRAIN_TIMEOUT`: how long requests in progress may take once the process is to end;
     /// default `10s`.
     #[serde(with = "humantime_serde")]
-    pub drain_deadline: Duration,
+    pub drain_timeout: Duration,
     /// `FLOODWAY_CONTROL_PLANE__MAX_BODY_BYTES`: largest request body; default 256 KiB, which holds the largest
     /// subscription and a request to replay 1,000 dead letters.
     pub max_body_bytes: usize,
@@ -41,7 +41,7 @@ impl Default for Settings {
             admin_key: None,
             allowed_networks: Vec::new(),
             publish_deadline: Duration::from_secs(5),
-            drain_deadline: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(10),
             max_body_bytes: 256 * 1024,
         }
     }

@@ -5,8 +5,9 @@
 //! that is already done. An outcome older than the subscription's last change is ignored: whoever enabled the
 //! subscription again knew of the 410, and the next one disables it anew.
 
-use crate::{metrics, pause::Backoff};
+use crate::metrics;
 use floodway_runtime::{
+    backoff::Backoff,
     clock,
     kafka::{KafkaError, KafkaSettings},
 };

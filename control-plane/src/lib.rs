@@ -20,7 +20,6 @@ mod extract;
 mod metrics;
 mod openapi;
 mod page;
-mod pause;
 mod publish;
 mod records;
 mod replay;
@@ -157,7 +156,7 @@ impl ControlPlane {
         ));
         tasks.close();
         tracing::info!(address = %self.address, "control plane listens on {}", self.address);
-        serve::serve(self.listener, self.router, shutdown, self.settings.drain_deadline).await;
+        serve::serve(self.listener, self.router, shutdown, self.settings.drain_timeout).await;
         drained.cancel();
         tasks.wait().await;
         if !matches!(tokio::task::spawn_blocking(move || disabler.join()).await, Ok(Ok(()))) {

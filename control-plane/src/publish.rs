@@ -14,8 +14,8 @@
 //! Handlers wait for their change's row by [`Publication::settled`]: told at once when the publisher is in this process, by
 //! following the recorded position otherwise. They need no connection while they wait.
 
-use crate::{metrics, pause::Backoff, records::Records};
-use floodway_runtime::health::Component;
+use crate::{metrics, records::Records};
+use floodway_runtime::{backoff::Backoff, health::Component};
 use floodway_store::{
     Pool,
     migrate::check_schema,

@@ -5,7 +5,6 @@
 //! what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp` when a retry
 //! is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
 
-mod backoff;
 mod batch;
 mod clamp;
 pub mod config;
@@ -28,7 +27,6 @@ pub use config::Settings;
 pub use error::Error;
 
 use crate::{
-    backoff::Backoff,
     dependency::{Dependency, Reporter},
     metrics::Metrics,
     publish::Publisher,
@@ -37,6 +35,7 @@ use crate::{
 };
 use floodway_runtime::{
     Context,
+    backoff::Backoff,
     topics::{self, TopicsError},
 };
 use floodway_schemas::topic::Topic;
@@ -63,6 +62,16 @@ pub struct RetryScheduler {
     settings: Settings,
     context: Context,
     pool: Pool,
+    dependencies: Dependencies,
+}
+
+/// What the role depends on, as health shows it: from the moment it is built, so that it is not ready before it runs.
+#[derive(Debug)]
+struct Dependencies {
+    kafka: Dependency,
+    database: Dependency,
+    /// Lost outcomes are for people to look into; the role does its work.
+    outcomes_log: Dependency,
 }
 
 impl RetryScheduler {
@@ -72,12 +81,17 @@ impl RetryScheduler {
     /// [`Error::Settings`] naming the setting, [`Error::Topics`] when topics are missing or not as they have to be.
     pub async fn bind(settings: Settings, context: Context, pool: Pool) -> Result<Self, Error> {
         settings.validate().map_err(Error::Settings)?;
+        let dependencies = Dependencies {
+            kafka: Dependency::new(context.health.component("kafka", true)),
+            database: Dependency::new(context.health.component("postgresql", true)),
+            outcomes_log: Dependency::new(context.health.component("outcomes log", false)),
+        };
         match topics::check(&context.kafka, &TOPICS).await {
             Ok(_) => {}
             Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
             Err(error) => return Err(error.into()),
         }
-        Ok(Self { settings, context, pool })
+        Ok(Self { settings, context, pool, dependencies })
     }
 
     /// Schedules until the context's shutdown is cancelled, then waits for what is in flight and returns. Dropping the
@@ -86,18 +100,16 @@ impl RetryScheduler {
     /// # Errors
     /// When a client or a thread cannot be made, or the producer failed for good.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { settings, context, pool } = self;
-        let health = &context.health;
+        let Self { settings, context, pool, dependencies } = self;
         let shared = Arc::new(Shared {
             publisher: Publisher::new(&context.kafka)?,
             kafka: context.kafka.clone(),
             pool,
             handle: Handle::current(),
             metrics: Metrics::new(),
-            kafka_health: Dependency::new(health.component("kafka", true)),
-            database_health: Dependency::new(health.component("postgresql", true)),
-            // Lost outcomes are for people to look into; the role does its work.
-            outcomes_log: Dependency::new(health.component("outcomes log", false)),
+            kafka_health: dependencies.kafka,
+            database_health: dependencies.database,
+            outcomes_log: dependencies.outcomes_log,
             partitions_wanted: Notify::new(),
             positions: Mutex::default(),
             owner: format!("{}-{:08x}", std::process::id(), rand::random::<u32>()),

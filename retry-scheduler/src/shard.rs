@@ -24,7 +24,6 @@
 //! it, compares it with what it believes, and goes on or starts over.
 
 use crate::{
-    backoff::Backoff,
     batch::{self, Batch, Letters},
     clamp::DbClock,
     config::Settings,
@@ -39,7 +38,7 @@ use crate::{
     stop::{Ending, Stop},
     takeover::{self, Obstacle, TakenOver},
 };
-use floodway_runtime::kafka::KafkaSettings;
+use floodway_runtime::{backoff::Backoff, kafka::KafkaSettings};
 use floodway_store::{
     Pool,
     retry::{self, PendingRetry, WriteError},

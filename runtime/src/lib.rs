@@ -2,6 +2,7 @@
 //! all roles set up alike.
 
 pub mod admin;
+pub mod backoff;
 pub mod clock;
 pub mod config_feed;
 pub mod health;

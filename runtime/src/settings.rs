@@ -56,11 +56,13 @@ fn describe(error: &figment::Error) -> SettingsError {
         }
         Kind::MissingField(field) => (Some(field.to_string()), "is required".to_owned()),
         // The value itself stays out of the message.
-        Kind::InvalidType(Actual::Bool(_) | Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_), expected)
-            if expected.to_string().contains("string") =>
-        {
-            (None, format!("must be {expected}: put it in double quotes, or it reads as a number or a boolean"))
-        }
+        Kind::InvalidType(
+            Actual::Bool(_) | Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_),
+            expected,
+        ) if expected.to_string().contains("string") => (
+            None,
+            format!("must be {expected}: put it in double quotes, or it reads as a number or a boolean"),
+        ),
         Kind::InvalidType(_, expected) => (None, format!("must be {expected}")),
         Kind::InvalidValue(_, expected) => (None, format!("must be {expected}")),
         Kind::InvalidLength(_, expected) => (None, format!("must have {expected}")),
@@ -129,7 +131,11 @@ mod tests {
                 "2",
                 "setting ingest.worker (FLOODWAY_INGEST__WORKER): unknown; known here are",
             ),
-            ("FLOODWAY_BROKERS", "17", "setting brokers (FLOODWAY_BROKERS): must be a string: put it in double quotes"),
+            (
+                "FLOODWAY_BROKERS",
+                "17",
+                "setting brokers (FLOODWAY_BROKERS): must be a string: put it in double quotes",
+            ),
             ("FLOODWAY_BROKER", "x", "setting broker (FLOODWAY_BROKER): unknown"),
         ];
         for (variable, value, expected) in table {

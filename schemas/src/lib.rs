@@ -4,6 +4,7 @@
 //! Nothing here performs I/O or reads a clock: time and randomness are arguments. Services meet in
 //! this crate and never depend on each other.
 
+pub mod address;
 pub mod api_key;
 pub mod config;
 pub mod dead_letter;
