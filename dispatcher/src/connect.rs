@@ -1,8 +1,8 @@
 //! Connecting to endpoints: resolve, check, connect to exactly a checked address, then TLS.
 
-use crate::{config::Settings, guard, resolve::Resolver};
+use crate::{config::Settings, resolve::Resolver};
 use bytes::Bytes;
-use floodway_schemas::outcome::ErrorClass;
+use floodway_schemas::{address, outcome::ErrorClass};
 use http::Uri;
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -103,7 +103,7 @@ impl GuardedConnector {
         let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
         let addresses = self.resolver.resolve(host, port).await.map_err(ConnectError::Dns)?;
         for &address in addresses.iter() {
-            if !guard::is_allowed(address.ip(), &self.opened) {
+            if address::refusal(address.ip(), &self.opened).is_some() {
                 // An error of an address that was tried says more than this one.
                 if matches!(error, ConnectError::Dns(_)) {
                     error = ConnectError::Forbidden(address.ip());

@@ -429,7 +429,7 @@ fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Int
                     timestamp: UnixMillis(message.timestamp().to_millis().unwrap_or(0)),
                     payload: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
                 };
-                intake.router.accept(partition, &record);
+                intake.life.while_running(|| intake.router.accept(partition, &record));
             }
             Some(Err(error)) => intake.health.suspect(intake.group, &error.to_string()),
         }

@@ -18,7 +18,6 @@ mod connect;
 mod deliver;
 mod delivery;
 pub mod error;
-mod guard;
 mod headers;
 mod intake;
 mod kafka_health;
@@ -79,15 +78,20 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Checks the settings. Connects to nothing, so that an unreachable Kafka is no reason to fail.
+    /// Checks the settings and, if Kafka answers, the topics. Kafka need not be there yet.
     ///
     /// # Errors
-    /// When a setting cannot be used.
+    /// When a setting cannot be used, or topics are missing or not as they have to be.
     pub async fn bind(settings: Settings, context: Context) -> Result<Self, Error> {
         settings.validate().map_err(Error::Settings)?;
         let client = connect::client(&settings)?;
         let health = Arc::new(KafkaHealth::new(context.health.component("kafka", true)));
         let config_health = context.health.component("config", true);
+        match topics::check(&context.kafka, &TOPICS).await {
+            Ok(_) => {}
+            Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
+            Err(error) => return Err(error.into()),
+        }
         Ok(Self { settings, context, client, health, config_health })
     }
 
@@ -210,7 +214,8 @@ impl Parts {
 
     /// Drains and ends everything, in the order in which work flows.
     async fn stop(mut self, intakes: Vec<JoinHandle<()>>, drain_deadline: Duration) -> Result<(), Error> {
-        self.life.enter(Phase::Draining);
+        let life = Arc::clone(&self.life);
+        off_runtime(move || life.stop_taking()).await;
         self.clear_lanes();
         let tasks = &self.deliverer.tasks;
         tasks.close();

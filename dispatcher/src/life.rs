@@ -1,6 +1,9 @@
 //! The phases of the dispatcher's life, read by its threads.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{
+    PoisonError, RwLock,
+    atomic::{AtomicU8, Ordering},
+};
 
 /// A phase; they only go forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,17 +21,36 @@ pub(crate) enum Phase {
 
 /// The current phase.
 #[derive(Debug, Default)]
-pub(crate) struct Life(AtomicU8);
+pub(crate) struct Life {
+    phase: AtomicU8,
+    /// Held for reading while a record is taken, so that the end of taking can be waited for.
+    taking: RwLock<()>,
+}
 
 impl Life {
     /// Enters `phase`, unless a later one was entered before.
     pub(crate) fn enter(&self, phase: Phase) {
-        self.0.fetch_max(phase as u8, Ordering::AcqRel);
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    /// Enters [`Phase::Draining`] and waits for records that are just being taken: when it returns, no delivery begins any more.
+    /// A delivery that began later would be made, and made again by the next owner.
+    pub(crate) fn stop_taking(&self) {
+        self.enter(Phase::Draining);
+        drop(self.taking.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes a record, unless no more are taken. `take` must not wait for anything.
+    pub(crate) fn while_running(&self, take: impl FnOnce()) {
+        let _taking = self.taking.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_running() {
+            take();
+        }
     }
 
     /// The current phase.
     pub(crate) fn phase(&self) -> Phase {
-        match self.0.load(Ordering::Acquire) {
+        match self.phase.load(Ordering::Acquire) {
             0 => Phase::Running,
             1 => Phase::Draining,
             2 => Phase::Leaving,

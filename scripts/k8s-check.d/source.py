@@ -60,9 +60,9 @@ def admin_paths():
 @functools.cache
 def forbidden_networks():
     """Networks that the dispatcher refuses, and the part of IPv6 outside of which it refuses everything."""
-    path = "dispatcher/src/guard.rs"
-    v4 = found(r"Ipv4Addr::new\((\d+), (\d+), (\d+), (\d+)\), (\d+)\)", path)
-    v6 = found(r"Ipv6Addr::new\(([0-9a-fx, ]+)\), (\d+)\)", path)
+    path = "schemas/src/address.rs"
+    v4 = found(r"Ipv4Addr::new\((\d+), (\d+), (\d+), (\d+)\), (\d+), ", path)
+    v6 = found(r"Ipv6Addr::new\(([0-9a-fx, ]+)\), (\d+), ", path)
     networks = [ipaddress.ip_network(f"{a}.{b}.{c}.{d}/{bits}") for a, b, c, d, bits in v4]
     for groups, bits in v6:
         address = ":".join(f"{int(group, 0):x}" for group in groups.split(","))
