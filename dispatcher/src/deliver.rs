@@ -7,7 +7,7 @@ use crate::{
     config::Settings,
     connect::EndpointClient,
     delivery::{Delivery, Order, Settlement, Verdict},
-    lane::{Limits, Offer},
+    lane::{Limits, MIN_DEFERRAL, Offer},
     life::Life,
     metrics::{Deferral, Metrics},
     outcomes::Outcomes,
@@ -78,6 +78,16 @@ impl Deliverer {
         }
     }
 
+    /// Defers what waits in the lanes: its records are settled then, and nobody delivers them to their other subscriptions again.
+    pub(crate) fn defer_waiting(&self, waiting: Vec<Delivery>) {
+        // Counts far below 2^52.
+        self.metrics.queued.decrement(waiting.len() as f64);
+        for delivery in waiting {
+            self.metrics.deferred(Deferral::Leaving);
+            self.settle(delivery.order, Settlement::deferred(clock::now().plus(MIN_DEFERRAL)));
+        }
+    }
+
     /// Counts a decision and produces its outcome.
     pub(crate) fn settle(&self, order: Order, settlement: Settlement) {
         self.metrics.delivery(settlement.kind, settlement.verdict.error);
@@ -98,10 +108,6 @@ impl Deliverer {
             next = lane.finish(bytes, Instant::now());
             if next.is_some() {
                 self.metrics.queued.decrement(1.0);
-            }
-            if !self.life.is_running() {
-                // What waits is left to the next owners of its partitions.
-                return;
             }
         }
     }

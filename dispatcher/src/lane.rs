@@ -118,15 +118,12 @@ impl<T> Lane<T> {
         None
     }
 
-    /// Forgets what waits, and returns how many that were.
-    pub(crate) fn clear(&self) -> usize {
-        let waiting = {
-            let mut state = self.lock();
-            let waiting = std::mem::take(&mut state.waiting);
-            state.bytes = state.bytes.saturating_sub(waiting.iter().map(|(_, bytes)| bytes).sum());
-            waiting
-        };
-        waiting.len()
+    /// Takes everything that waits out of the lane.
+    pub(crate) fn take_waiting(&self) -> Vec<T> {
+        let mut state = self.lock();
+        let (items, bytes): (Vec<T>, Vec<usize>) = std::mem::take(&mut state.waiting).into_iter().unzip();
+        state.bytes = state.bytes.saturating_sub(bytes.into_iter().sum());
+        items
     }
 
     /// No critical section calls out: a panic elsewhere cannot leave one half done.
@@ -180,7 +177,7 @@ mod tests {
         assert_eq!(offer(6), Offer::Defer(6, MIN_DEFERRAL));
         assert_eq!(lane.finish(1, now), Some(3));
         assert_eq!(offer(7), Offer::Wait);
-        assert_eq!(lane.clear(), 3);
+        assert_eq!(lane.take_waiting(), [4, 5, 7]);
         assert_eq!(lane.finish(1, now), None);
         assert_eq!(lane.finish(1, now), None);
         assert_eq!(offer(8), Offer::Start(8));

@@ -216,17 +216,7 @@ impl Parts {
     async fn stop(mut self, intakes: Vec<JoinHandle<()>>, drain_deadline: Duration) -> Result<(), Error> {
         let life = Arc::clone(&self.life);
         off_runtime(move || life.stop_taking()).await;
-        self.clear_lanes();
-        let tasks = &self.deliverer.tasks;
-        tasks.close();
-        if tokio::time::timeout(drain_deadline, tasks.wait()).await.is_err() {
-            tracing::warn!(
-                attempts = tasks.len(),
-                "the drain deadline has passed: attempts are cut off, to be made again"
-            );
-            self.deliverer.cut_off.cancel();
-            tasks.wait().await;
-        }
+        self.finish_deliveries(drain_deadline).await;
         let outcomes = Arc::clone(&self.outcomes);
         if !off_runtime(move || outcomes.flush(FLUSH_PATIENCE)).await.unwrap_or(false) {
             tracing::warn!("Kafka did not acknowledge all outcomes: their deliveries are made again");
@@ -245,14 +235,27 @@ impl Parts {
         if tokio::time::timeout(THREADS_PATIENCE, ended).await.is_err() {
             tracing::warn!("threads did not end in time");
         }
-        // What partition threads offered while they ended.
-        self.clear_lanes();
         Ok(())
     }
 
-    fn clear_lanes(&self) {
-        // Counts far below 2^52.
-        self.deliverer.metrics.queued.decrement(self.subscriptions.clear_lanes() as f64);
+    /// Half of the time the lanes go on with what waits in them. Then that is deferred, and in the other half only the attempts under
+    /// way may finish.
+    async fn finish_deliveries(&self, drain_deadline: Duration) {
+        let tasks = &self.deliverer.tasks;
+        tasks.close();
+        if tokio::time::timeout(drain_deadline / 2, tasks.wait()).await.is_ok() {
+            return;
+        }
+        let (subscriptions, deliverer) = (Arc::clone(&self.subscriptions), Arc::clone(&self.deliverer));
+        off_runtime(move || deliverer.defer_waiting(subscriptions.take_waiting())).await;
+        if tokio::time::timeout(drain_deadline / 2, tasks.wait()).await.is_err() {
+            tracing::warn!(
+                attempts = tasks.len(),
+                "the drain deadline has passed: attempts are cut off, to be made again"
+            );
+            self.deliverer.cut_off.cancel();
+            tasks.wait().await;
+        }
     }
 }
 
@@ -263,7 +266,7 @@ impl Drop for Parts {
         self.feed_token.cancel();
         self.outcomes.abandon();
         // A delivery that waits in a lane holds the lane: without this, both would stay for ever.
-        self.clear_lanes();
+        drop(self.subscriptions.take_waiting());
     }
 }
 

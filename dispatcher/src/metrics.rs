@@ -63,12 +63,14 @@ pub(crate) enum Deferral {
     Paused,
     /// Its subscription is not known yet.
     Unknown,
+    /// This process ends and its lane would not drain in time.
+    Leaving,
 }
 
 /// Handles of all metrics.
 pub(crate) struct Metrics {
     deliveries: Vec<Counter>,
-    deferred: [Counter; 3],
+    deferred: [Counter; 4],
     skipped: [Counter; 2],
     /// Seconds of an attempt, body included.
     pub(crate) attempt_seconds: Histogram,
@@ -107,7 +109,7 @@ impl Metrics {
         }
         Self {
             deliveries,
-            deferred: ["busy", "paused", "unknown_subscription"]
+            deferred: ["busy", "paused", "unknown_subscription", "leaving"]
                 .map(|reason| counter!(DEFERRED, "reason" => reason)),
             skipped: ["undecodable", "settled"].map(|reason| counter!(SKIPPED, "reason" => reason)),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),

@@ -90,10 +90,10 @@ impl Subscriptions {
         self.read().by_id.len()
     }
 
-    /// Forgets every delivery that waits in a lane.
-    pub(crate) fn clear_lanes(&self) -> usize {
+    /// Takes every delivery that waits out of its lane.
+    pub(crate) fn take_waiting(&self) -> Vec<Delivery> {
         let endpoints: Vec<_> = self.read().by_id.values().cloned().collect();
-        endpoints.iter().map(|endpoint| endpoint.lane.clear()).sum()
+        endpoints.iter().flat_map(|endpoint| endpoint.lane.take_waiting()).collect()
     }
 
     fn put(&self, subscription: Subscription, sealing: &SealingKeys) {
