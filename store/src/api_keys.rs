@@ -1,6 +1,6 @@
 //! API keys: hashes and states. The keys themselves are nowhere stored.
 
-use crate::{Error, timestamp, outbox::ConfigurationWrite, word};
+use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     api_key::SecretHash,

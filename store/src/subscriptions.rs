@@ -1,6 +1,6 @@
 //! Subscriptions. Their secrets come here sealed and leave sealed.
 
-use crate::{Error, timestamp, outbox::ConfigurationWrite, word};
+use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Subscription},

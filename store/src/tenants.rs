@@ -1,6 +1,6 @@
 //! Tenants.
 
-use crate::{Error, api_keys, timestamp, outbox::ConfigurationWrite, subscriptions, word};
+use crate::{Error, api_keys, outbox::ConfigurationWrite, subscriptions, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Tenant},
