@@ -8,19 +8,22 @@ SHELL := /bin/bash
 ARGS ?=
 
 # Both servers' addresses, as scripts/stack wrote them.
-WITH_STACK := . .stack/env;
+WITH_STACK := . $${STACK_DIR:-.stack}/env;
 
 .PHONY: help
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 .PHONY: run
-run: stack ## Build in release, start everything, deliver 10,000 sample events (ARGS=--once: then stop)
+run: ## Build in release, start everything, deliver 10,000 sample events (ARGS=--once: then stop)
+	scripts/stack prerequisites build
+	scripts/stack up
 	cargo build --release --locked --package floodway --package floodway-loadtest
 	$(WITH_STACK) exec target/release/loadtest demo --floodway target/release/floodway $(ARGS)
 
 .PHONY: test
-test: prerequisites lint stack ## Run every check and test that CI runs
+test: prerequisites lint ## Run every check and test that CI runs
+	scripts/stack up
 	cargo build --workspace --locked
 	$(WITH_STACK) cargo test --workspace --locked
 	$(MAKE) k8s-check

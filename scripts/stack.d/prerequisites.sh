@@ -7,6 +7,7 @@ have_java() { find_java >/dev/null; }
 have_unzip() { have unzip || have jar || have python3; }
 have_openssl() { have pkg-config && pkg-config --exists openssl 2>/dev/null; }
 have_venv() { python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
+have_go() { have go && [[ $(printf '%s\n' 1.24 "$(go env GOVERSION 2>/dev/null | sed 's/^go//')" | sort -V | head -n 1) == 1.24 ]]; }
 have_util_linux() { have flock && have setsid && have setpriv; }
 
 java_version() { "$1" -version 2>&1 | sed -n '1s/.*version "\(1\.\)\?\([0-9]*\).*/\2/p'; }
@@ -53,12 +54,23 @@ missing_for_build() {
   have mvn || printf 'maven\tMaven (fetches Kafka and PostgreSQL)\n'
   have g++ || printf 'g++\ta C++ compiler (builds the Kafka client library)\n'
   have make || printf 'make\tmake (builds the Kafka client library)\n'
-  have cmake || printf 'cmake\tcmake (builds the Kafka client library)\n'
   have pkg-config || printf 'pkg-config\tpkg-config (finds OpenSSL)\n'
   have_openssl || printf 'libssl-dev\tOpenSSL headers (TLS to Kafka)\n'
-  have python3 || printf 'python3\tPython 3 (end-to-end tests)\n'
+}
+
+missing_for_tests() {
+  have python3 || printf 'python3\tPython 3 (end-to-end tests, checks of the Kubernetes manifests)\n'
   have_venv || printf 'python3-venv\tthe venv module of Python (end-to-end tests)\n'
-  have curl || printf 'curl\tcurl (the examples)\n'
+  [[ -x /bin/kill || -x /usr/bin/kill ]] || printf 'procps\tkill (end-to-end tests)\n'
+}
+
+# What apt does not have, or not in the version needed: a line each.
+missing_tools() { # build|test
+  have cargo || echo "cargo: install Rust 1.95 or newer with rustup"
+  [[ $1 == test ]] || return 0
+  cargo fmt --version >/dev/null 2>&1 || echo "rustfmt: rustup component add rustfmt"
+  cargo clippy --version >/dev/null 2>&1 || echo "clippy: rustup component add clippy"
+  have_go || echo "Go 1.24 or newer (builds the checkers of the Kubernetes manifests): install it from its makers or your distribution"
 }
 
 # The command that makes us root, or nothing if we are; fails if we cannot become root without asking.
@@ -100,19 +112,19 @@ ensure_prerequisites() {
   need_java
   local rest
   rest=$(missing_for_build | cut -f1 | paste -sd ' ')
-  [[ -z $rest ]] || say "note: building and testing needs $rest too; 'scripts/stack prerequisites' installs them"
+  [[ -z $rest ]] || say "note: building Floodway needs $rest too; 'scripts/stack prerequisites' installs them"
 }
 
+# prerequisites build|test: what 'make run' needs, or what 'make test' needs.
 prerequisites() {
+  local purpose=${1:-test} list tools
   [[ $(uname -s) == Linux ]] || die "works on Linux only; elsewhere use compose.yaml with Docker"
-  local list failed=0
-  list=$({ missing_for_servers; missing_for_build; } | sort -u)
-  provide "$list" || failed=1
-  have cargo || {
-    say "missing: cargo; install Rust with rustup (the toolchain that rust-toolchain.toml names, if there is one)"
-    failed=1
-  }
-  ((failed == 0)) || exit 1
+  [[ $purpose == build || $purpose == test ]] || die "prerequisites for what? build or test"
+  list=$(missing_for_servers; missing_for_build)
+  [[ $purpose == build ]] || list+=$'\n'$(missing_for_tests)
+  provide "$(sort -u <<<"$list" | sed '/^$/d')" || exit 1
+  tools=$(missing_tools "$purpose")
+  [[ -z $tools ]] || die "missing: $tools"
   need_java
   say "all prerequisites are here: $("$JAVA" -version 2>&1 | head -n 1), $(cargo --version)"
 }
