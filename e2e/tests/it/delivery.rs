@@ -21,7 +21,7 @@ async fn without_faults_every_event_is_delivered_once_retried_when_it_fails_and_
     pipeline.subscribe("/fail/2").await?;
     let dead = pipeline.subscribe("/status/500").await?;
 
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 10, OnFailure::Note);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::Note);
     producer.accepts_more(1_000).await?;
     let sent = producer.stop().await;
     ensure!(sent.failed.is_empty() && sent.refused == 0, "{} events were not accepted", sent.failed.len());

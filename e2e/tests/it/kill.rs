@@ -15,7 +15,7 @@ async fn kill_9_of_each_role_in_turn_under_load_loses_nothing() -> Result<()> {
     pipeline.subscribe("/ok").await?;
     pipeline.subscribe("/fail/1").await?;
     let dead = pipeline.subscribe("/status/500").await?;
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 10, OnFailure::SendAgain);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::SendAgain);
     for name in ["ingest", "dispatcher", "retry-scheduler", "control-plane"] {
         producer.accepts_more(BETWEEN_KILLS).await?;
         let role = pipeline.role(name)?;

@@ -13,7 +13,7 @@ async fn kafka_stopped_and_started_under_load_loses_nothing_and_needs_no_help() 
     let mut pipeline = Pipeline::start(Stack::own("e2e-kafka").await?).await?;
     pipeline.subscribe("/ok").await?;
     pipeline.subscribe("/fail/1").await?;
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 10, OnFailure::SendAgain);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::SendAgain);
     producer.accepts_more(500).await?;
     pipeline.stack.stop("kafka").await?;
     wait_for_health(&pipeline, 503).await?;
@@ -42,7 +42,7 @@ async fn while_postgresql_is_down_accepting_and_first_deliveries_go_on_and_retri
     pipeline.subscribe("/ok").await?;
     pipeline.subscribe("/fail/1").await?;
     let dead = pipeline.subscribe("/status/500").await?;
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 10, OnFailure::Note);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::Note);
     producer.accepts_more(300).await?;
 
     pipeline.stack.stop("postgres").await?;

@@ -13,7 +13,7 @@ async fn sigterm_under_load_loses_nothing_and_fails_no_request_that_was_taken() 
     let mut pipeline = Pipeline::start(Stack::shared()?).await?;
     pipeline.subscribe("/ok").await?;
     pipeline.subscribe("/fail/1").await?;
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 8, 20, OnFailure::Note);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 8, 4, OnFailure::Note);
     for name in ["dispatcher", "retry-scheduler", "control-plane", "ingest"] {
         producer.accepts_more(300).await?;
         let role = pipeline.role(name)?;
