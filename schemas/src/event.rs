@@ -245,7 +245,10 @@ impl<'a> EventInput<'a> {
         if self.extensions.iter().any(|(other, _)| *other == name) {
             return Err(EventError::Duplicate(name.into_owned()));
         }
-        if self.extensions.len() == MAX_EXTENSIONS {
+        // What Floodway added to an event on its topic takes no place from what the producer may send.
+        let is_reserved = |name: &str| RESERVED.contains(&name);
+        let sent = self.extensions.iter().filter(|(other, _)| !is_reserved(other)).count();
+        if !is_reserved(&name) && sent == MAX_EXTENSIONS {
             return Err(EventError::TooManyExtensions);
         }
         check_extension(&name, value)?;
@@ -580,6 +583,22 @@ mod tests {
         let event = Event::decode(record.as_bytes()).unwrap();
         assert_eq!(&*event.body(), &[0, 255]);
         assert_eq!(event.content_type(), Some("application/octet-stream"));
+    }
+
+    fn with_extensions(count: usize) -> String {
+        let extensions: String = (0..count).map(|number| format!(r#","ext{number}":{number}"#)).collect();
+        // Every other attribute as well: none of them takes an extension's place.
+        let others = r#""type":"t","specversion":"1.0","id":"i","source":"s","time":"2026-01-01T00:00:00Z","subject":"s","datacontenttype":"a/b","dataschema":"d","partitionkey":"p","traceparent":"t","data":1"#;
+        format!("{{{others}{extensions}}}")
+    }
+
+    #[test]
+    fn what_is_accepted_with_the_most_extensions_is_read_again() {
+        let record = encoded(&with_extensions(MAX_EXTENSIONS));
+        let event = Event::decode(record.as_bytes()).unwrap();
+        assert_eq!(event.extensions.len(), MAX_EXTENSIONS);
+        let refused = EventInput::parse(with_extensions(MAX_EXTENSIONS + 1).as_bytes()).unwrap_err();
+        assert_eq!(refused, EventError::TooManyExtensions);
     }
 
     #[test]
