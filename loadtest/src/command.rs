@@ -118,7 +118,7 @@ pub(crate) struct SendArgs {
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
     /// API key of a tenant
-    #[arg(long, env = "FLOODWAY_API_KEY", hide_env_values = true)]
+    #[arg(long, env = "API_KEY", hide_env_values = true)]
     key: String,
     /// Events to send
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=MAX_EVENTS))]
