@@ -429,6 +429,17 @@ mod tests {
         assert_ne!(read_outcome(&outcome(OutcomeKind::Dead)).fingerprint, first);
     }
 
+    #[test]
+    fn a_retry_has_one_outcome_of_whatever_kind() {
+        let of = |kind, id| {
+            let cause = Cause::Due(RetryKey { shard: 3, id });
+            read_outcome(&Outcome { cause, ..outcome(kind) }).fingerprint
+        };
+        assert_eq!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Deferred, 7));
+        assert_eq!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Delivered, 7));
+        assert_ne!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Retry, 8));
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -1,11 +1,16 @@
 //! Recognises outcomes that were written twice.
 //!
 //! A dispatcher that ends between an outcome's acknowledgement and its own commit handles the event again and writes
-//! another outcome with the same (cause, subscription, kind). Only the first may count. The set is bounded: it forgets
+//! another outcome with the same (cause, subscription, kind). A retry that was produced to `due` twice, by a scheduler
+//! that ended before it stored that it had, is delivered twice; each delivery writes an outcome with the retry as its
+//! cause. They may differ in kind, for the endpoint may have answered differently, yet a retry has exactly one outcome:
+//! were both kept, the delivery would go on twice from there. So for retries the kind does not count.
+//!
+//! Only the first of equal outcomes may count. The set is bounded: it forgets
 //! what is older than a window of record time, and the oldest beyond a number of entries. What it forgets too soon is
 //! delivered once more, which at-least-once delivery allows.
 
-use floodway_schemas::outcome::Outcome;
+use floodway_schemas::outcome::{Cause, Outcome};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
@@ -21,7 +26,9 @@ impl Fingerprint {
     pub(crate) fn of(outcome: &Outcome<'_>) -> Self {
         let mut hash = Sha256::new();
         hash.update(outcome.subscription.0.as_bytes());
-        hash.update(outcome.kind.as_str());
+        if !matches!(outcome.cause, Cause::Due(_)) {
+            hash.update(outcome.kind.as_str());
+        }
         hash.update([0]);
         hash.update(outcome.cause.to_string());
         let hash: [u8; 32] = hash.finalize().into();

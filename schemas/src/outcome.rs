@@ -21,7 +21,8 @@ pub const MAX_RESPONSE_BYTES: usize = 4 * 1024;
 /// Kafka header of an outcome record that holds its [`OutcomeKind`], for consumers that want few of the kinds.
 pub const KIND_HEADER: &str = "kind";
 
-/// What made the dispatcher deliver. Outcomes with equal (cause, subscription, kind) are repeats of one another.
+/// What made the dispatcher deliver. Outcomes with equal (cause, subscription, kind) are repeats of one another; those of
+/// [`Cause::Due`] whatever their kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub enum Cause {

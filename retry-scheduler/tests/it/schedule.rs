@@ -5,7 +5,7 @@ use floodway_retry_scheduler::Settings;
 use floodway_schemas::{
     dead_letter::DeadLetter,
     due::{Due, RetryKey},
-    outcome::{DeadReason, Outcome, OutcomeKind},
+    outcome::{Cause, DeadReason, Outcome, OutcomeKind},
     topic::Topic,
 };
 use floodway_store::{
@@ -121,6 +121,21 @@ async fn an_outcome_written_twice_is_stored_once_also_by_the_next_owner() {
     world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |n| n == 5).await;
     assert_eq!(world.number("SELECT count(*) FROM retry").await, 3);
     assert_eq!(retry_keys(&world.read_due(3).await).len(), 3);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_was_delivered_twice_goes_on_once() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let cause = Cause::Due(RetryKey { shard: 0, id: 77 });
+    let copies = [OutcomeKind::Retry, OutcomeKind::Deferred, OutcomeKind::Delivered]
+        .map(|kind| Outcome { cause: cause.clone(), ..outcome(kind, 1, Duration::from_millis(300)) });
+    world.write(0, &copies);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |n| n == 3).await;
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 1);
+    assert_eq!(world.number("SELECT sum(n)::bigint FROM delivery_count").await, 1);
     scheduler.stop().await;
     world.end().await;
 }
