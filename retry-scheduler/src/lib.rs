@@ -41,7 +41,7 @@ use floodway_runtime::{
 use floodway_schemas::topic::Topic;
 use floodway_store::Pool;
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicI32},
     time::Duration,
 };
 use tokio::{
@@ -112,6 +112,7 @@ impl RetryScheduler {
             outcomes_log: dependencies.outcomes_log,
             partitions_wanted: Notify::new(),
             positions: Mutex::default(),
+            partitions: AtomicI32::new(0),
             owner: format!("{}-{:08x}", std::process::id(), rand::random::<u32>()),
             settings,
         });
@@ -164,9 +165,13 @@ async fn await_topics(shared: &Shared, context: &Context) -> bool {
             () = context.shutdown.cancelled() => return false,
             checked = topics::check(&shared.kafka, &TOPICS) => checked,
         };
-        let Err(error) = checked else {
-            shared.kafka_health.up(Reporter::Role);
-            return true;
+        let error = match checked {
+            Ok(facts) => {
+                shared.kafka_health.up(Reporter::Role);
+                shared.learn_partitions(facts.partitions(Topic::Outcomes).unwrap_or(0));
+                return true;
+            }
+            Err(error) => error,
         };
         shared.kafka_health.down(Reporter::Role, error.to_string());
         tokio::select! {

@@ -3,7 +3,10 @@
 
 use crate::{dependency::Reporter, shard::Shared};
 use floodway_store::{Error, partitions, partitions::Report, retry};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Wait after a pass that failed.
@@ -35,6 +38,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
 }
 
 async fn pass(shared: &Shared) -> Result<(), Error> {
+    report_stranded(shared).await?;
     let Some(mut client) = partitions::lock(&shared.pool).await? else {
         return Ok(());
     };
@@ -53,5 +57,26 @@ async fn pass(shared: &Shared) -> Result<(), Error> {
         tracing::warn!(hours = ahead.as_secs() / 3600, "partitions end soon");
     }
     shared.metrics.pending_estimate.set(retry::stored_estimate(&client).await?);
+    Ok(())
+}
+
+/// Shards whose partition is gone, because `outcomes` was made anew with fewer: nobody owns them, so their retries stay
+/// undelivered and their cursors keep every partition of retries from being dropped. Only people can decide about that.
+async fn report_stranded(shared: &Shared) -> Result<(), Error> {
+    let partitions = shared.partitions.load(Ordering::Relaxed);
+    if partitions == 0 {
+        return Ok(());
+    }
+    let stranded = retry::shards_from(&*shared.pool.get().await?, partitions).await?;
+    if stranded.is_empty() {
+        shared.outcomes_log.up(Reporter::Maintenance);
+        return Ok(());
+    }
+    let reason = format!(
+        "the topic has {partitions} partitions, but retry_shard has the shards {stranded:?}: their retries are not \
+         delivered, and no partition of retries is dropped"
+    );
+    tracing::error!(partitions, ?stranded, "{reason}");
+    shared.outcomes_log.down(Reporter::Maintenance, reason);
     Ok(())
 }

@@ -127,6 +127,8 @@ pub(crate) fn run(shared: &Arc<Shared>, kafka: &KafkaSettings, stop: &Stop) -> R
             break;
         }
     }
+    // Shards end before the consumer is dropped, which leaves the group at once: the next owner finds them at rest. No
+    // unsubscribing first: with that the group often waits for the member until its session times out.
     members.end(stop.requested().unwrap_or(Ending::Drain));
     commit_hints(shared, &consumer, &topic);
     result
@@ -207,12 +209,17 @@ fn join(shard: i32, running: Running) {
 
 fn probe(shared: &Shared, consumer: &BaseConsumer<Assignments>, topic: &str) {
     match consumer.fetch_metadata(Some(topic), PROBE_TIMEOUT) {
-        Ok(_) => shared.kafka_health.up(Reporter::Role),
+        Ok(metadata) => {
+            shared.kafka_health.up(Reporter::Role);
+            let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+            shared.learn_partitions(i32::try_from(partitions).unwrap_or(0));
+        }
         Err(error) => shared.kafka_health.down(Reporter::Role, error.to_string()),
     }
 }
 
-/// Tells the group how far each shard is, for tools that show the lag. Nothing reads it back.
+/// Tells the group how far each shard is, for tools that show the lag. Nothing reads it back, and nobody waits for the
+/// answer: the client does not report the results of asynchronous commits, and a lost hint is made up for by the next.
 fn commit_hints(shared: &Shared, consumer: &BaseConsumer<Assignments>, topic: &str) {
     let mut offsets = TopicPartitionList::new();
     for (&shard, &offset) in lock(&shared.positions).iter() {

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | before the batch is committed | rows and offset are both absent; the next owner reads the outcomes again |
 //! | during the commit | whoever comes next, this owner included, finds out from `next_offset` |
-//! | produced, not acknowledged, or the cursor not moved | the next owner produces the same records to the same partition; the dispatcher drops them by their `retry_key` |
+//! | produced, not acknowledged, or the cursor not moved | the next owner produces the same records to the same partition, and they are delivered again; of the outcomes of equal records only the first is stored (see [`crate::repeats`]) |
 //! | cut off, another owner took over | no transaction succeeds, for none has the new epoch; nothing is produced beyond `fence_age` after the last one that did |
 //! | the database came back older (asynchronous failover) | rows, offset and cursor went back together; the shard starts over from them |
 //!
@@ -45,7 +45,10 @@ use floodway_store::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{runtime::Handle, sync::Notify};
@@ -80,12 +83,24 @@ pub(crate) struct Shared {
     pub(crate) kafka_health: Dependency,
     pub(crate) database_health: Dependency,
     pub(crate) outcomes_log: Dependency,
-    /// Wakes the task that creates partitions.
+    /// Wakes the task that creates partitions and looks after shards without one.
     pub(crate) partitions_wanted: Notify,
     /// How far each shard was stored: what the group commits, as a hint for people and tools.
     pub(crate) positions: Mutex<BTreeMap<i32, i64>>,
+    /// Partitions of `outcomes` as Kafka last told; 0 before that.
+    pub(crate) partitions: AtomicI32,
     /// Who this process is, for the shard's row.
     pub(crate) owner: String,
+}
+
+impl Shared {
+    /// Notes how many partitions `outcomes` has; when that is news, maintenance looks whether all shards still have one.
+    pub(crate) fn learn_partitions(&self, partitions: i32) {
+        // Relaxed: the number stands for itself.
+        if partitions > 0 && self.partitions.swap(partitions, Ordering::Relaxed) != partitions {
+            self.partitions_wanted.notify_one();
+        }
+    }
 }
 
 /// How a shard's thread ended.

@@ -1,7 +1,8 @@
 //! Becoming the owner of a shard, and finding the place in the log to go on from.
 //!
-//! The epoch is raised first: from then on no earlier owner can write, so what is read afterwards holds. The offset in
-//! the shard's row is the source of truth. If the log no longer has it, outcomes were lost before they were read, or the
+//! The epoch is raised first: from then on no earlier owner can write, so what is read afterwards holds. That goes for the
+//! log's bounds too: read before, its end could lie before what an earlier owner read and stored meanwhile. The offset
+//! in the shard's row is the source of truth. If the log no longer has it, outcomes were lost before they were read, or the
 //! topic was made anew or cut short; both are said loudly (log, metric, health) and the shard goes on:
 //!
 //! - before the log's start: from its start; what lies between is lost.
@@ -49,13 +50,15 @@ pub(crate) enum Obstacle {
 /// One try.
 pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstacle> {
     let reader = Reader::new(&shared.kafka, shard)?;
-    let bounds = reader.bounds()?;
+    // Only the very first owner of a shard starts here.
+    let (first_offset, _) = reader.bounds()?;
     let fenced_at = Instant::now();
     let mut row = call(shared, async {
         let client = shared.pool.get().await?;
-        retry::take_over(&client, shard, &shared.owner, bounds.0).await
+        retry::take_over(&client, shard, &shared.owner, first_offset).await
     })?;
     let at = Instant::now();
+    let bounds = reader.bounds()?;
     if let Some((loss, place)) = misplaced(&reader, bounds, &row)? {
         report(shared, shard, loss, bounds, &row, place);
         let moved = call(shared, async {

@@ -242,6 +242,13 @@ pub async fn lowest_cursor(client: &tokio_postgres::Client) -> Result<Option<DbI
     Ok(client.query_typed_one(sql, &[]).await?.try_get(0)?)
 }
 
+/// Shards with this number or a higher one.
+pub async fn shards_from(client: &tokio_postgres::Client, first: i32) -> Result<Vec<i32>, Error> {
+    let sql = "-- shards_from\nSELECT shard FROM retry_shard WHERE shard >= $1 ORDER BY shard";
+    let rows = client.query_typed(sql, &[(&first, Type::INT4)]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
 /// About how many retries are stored, done ones included until their partition is dropped: the planner's estimate.
 pub async fn stored_estimate(client: &tokio_postgres::Client) -> Result<f64, Error> {
     let sql = "-- stored_estimate

@@ -161,6 +161,23 @@ async fn a_log_that_ends_before_the_stored_position_is_reported_and_read_on_by_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_without_a_partition_are_reported() {
+    let world = World::new(1).await;
+    let row = "INSERT INTO retry_shard (shard, epoch, owner, next_offset, cur_due, cur_id, batched_at) \
+               VALUES (7, 1, 'before', 1000, clock_timestamp(), 0, clock_timestamp())";
+    world.execute(row).await;
+    let settings = Settings { maintenance_interval: Duration::from_secs(3600), ..settings() };
+    let scheduler = world.start_with(settings, world.pool()).await;
+    scheduler
+        .health_becomes("outcomes log", |reason| {
+            reason.is_some_and(|reason| reason.contains("the shards [7]"))
+        })
+        .await;
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retries_that_fell_due_while_nobody_was_there_fire_at_once() {
     let world = World::new(1).await;
     let scheduler = world.start().await;

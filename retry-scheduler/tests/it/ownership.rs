@@ -49,6 +49,41 @@ async fn a_takeover_waits_for_the_open_transaction_of_the_owner_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_that_the_owner_before_stores_during_the_takeover_are_not_taken_for_lost() {
+    let world = World::new(1).await;
+    let mut client = world.pool.get().await.unwrap();
+    let before = store::take_over(&client, 0, "before", 0).await.unwrap();
+    let batch = store::begin(&mut client, 0, before.epoch, 0, 2).await.unwrap();
+    let scheduler = world.start().await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+        AND query LIKE '-- take_over%'";
+    world.number_becomes(waiting, |n| n == 1).await;
+    // The log was empty when the takeover began; the owner before it has read these two and stores them now.
+    world.write(0, &[retry(1, 300), retry(2, 300)]);
+    batch.commit().await.unwrap();
+    world.write(0, &[retry(3, 300)]);
+    assert_eq!(retry_keys(&world.read_due(1).await), BTreeSet::from([RetryKey { shard: 0, id: 2 }]));
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 1);
+    scheduler.health_becomes("outcomes log", |reason| reason.is_none()).await;
+    scheduler.stop().await;
+    drop(client);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_that_ends_in_good_order_leaves_the_group_at_once() {
+    let world = World::new(2).await;
+    let scheduler = world.start().await;
+    world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 2).await;
+    world.write(0, &[retry(1, 300)]);
+    world.read_due(1).await;
+    assert_eq!(world.members(), 1);
+    scheduler.stop().await;
+    assert_eq!(world.members(), 0, "nobody waits for a session to time out");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scheduler_that_is_fenced_takes_over_again_while_the_shard_is_assigned_to_it() {
     let world = World::new(1).await;
     let scheduler = world.start().await;

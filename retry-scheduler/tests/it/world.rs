@@ -195,6 +195,13 @@ impl World {
         self.read(Topic::Due, move |records| records.len() >= n && retry_keys(records).len() >= n).await
     }
 
+    /// Members of the schedulers' group.
+    pub(crate) fn members(&self) -> usize {
+        let group = self.topics.kafka.group("retry-scheduler");
+        let groups = self.producer.client().fetch_group_list(Some(&group), DEADLINE).unwrap();
+        groups.groups().iter().map(|group| group.members().len()).sum()
+    }
+
     /// One number from the database.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         self.pool.get().await.unwrap().query_one(sql, &[]).await.unwrap().get(0)
