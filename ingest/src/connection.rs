@@ -19,7 +19,8 @@ use std::{
 };
 use tokio::{
     net::TcpStream,
-    time::{Instant, interval_at},
+    sync::Notify,
+    time::{Instant, interval_at, timeout},
 };
 
 /// Buffer of a connection, in bytes: bounds the header of a request, and what is read at once of its body.
@@ -28,6 +29,9 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
 /// Requests in flight on one HTTP/2 connection.
 const HTTP2_STREAMS: u32 = 200;
+/// For how long an idle connection is still listened to when the server ends. Its client may have sent a request that
+/// has not been read yet, and closing it then would fail that request.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// HTTP/2 pings find peers that are gone without a word.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 
@@ -55,6 +59,7 @@ pub(crate) async fn serve(stream: TcpStream, slot: ConnectionSlot, builder: auto
             Ok::<Response<Full<bytes::Bytes>>, Infallible>(server.handle(request).await)
         }
     });
+    let mut leaving = pin!(shutdown_begins(server, activity.clone()));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut idle_check =
         interval_at(Instant::now() + server.settings.header_timeout, server.settings.header_timeout);
@@ -62,9 +67,11 @@ pub(crate) async fn serve(stream: TcpStream, slot: ConnectionSlot, builder: auto
     let mut closing = false;
     loop {
         tokio::select! {
+            // The connection first: what has arrived is looked at before the connection is asked to end.
+            biased;
             // Whatever ends a connection, a client's reset or a malformed request, concerns its client alone.
             _ = connection.as_mut() => return,
-            () = server.shutdown.cancelled(), if !closing => {
+            () = leaving.as_mut(), if !closing => {
                 closing = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -79,6 +86,15 @@ pub(crate) async fn serve(stream: TcpStream, slot: ConnectionSlot, builder: auto
                 Err(now) => seen = now,
             },
         }
+    }
+}
+
+/// Returns when a connection is to end because the server does: at once when it is busy, which lets its requests finish;
+/// with its next request, or after a moment, when it is idle.
+async fn shutdown_begins(server: &Server, activity: Activity) {
+    server.shutdown.cancelled().await;
+    if !activity.is_busy() {
+        let _ = timeout(SHUTDOWN_GRACE, activity.next_request()).await;
     }
 }
 
@@ -106,26 +122,48 @@ impl Drop for ConnectionSlot {
 
 /// Requests begun and requests running on a connection. Tells idleness without reading a clock per request.
 #[derive(Debug, Clone, Default)]
-struct Activity(Arc<(AtomicU64, AtomicUsize)>);
+struct Activity(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    begun: AtomicU64,
+    running: AtomicUsize,
+    /// Told of every request that begins.
+    begins: Notify,
+}
 
 struct Busy(Activity);
 
 impl Activity {
     fn begin(&self) -> Busy {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-        self.0.1.fetch_add(1, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        self.0.running.fetch_add(1, Ordering::Relaxed);
+        self.0.begins.notify_one();
         Busy(self.clone())
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.running.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits for a request that has not begun yet.
+    async fn next_request(&self) {
+        let seen = self.0.begun.load(Ordering::Relaxed);
+        // The first notice may be left over from an earlier request.
+        while self.0.begun.load(Ordering::Relaxed) == seen {
+            self.0.begins.notified().await;
+        }
     }
 
     /// Whether nothing ran since the look that saw `seen` requests; otherwise how many there are now.
     fn idle_since(&self, seen: u64) -> Result<(), u64> {
-        let (begun, running) = (self.0.0.load(Ordering::Relaxed), self.0.1.load(Ordering::Relaxed));
-        if begun == seen && running == 0 { Ok(()) } else { Err(begun) }
+        let begun = self.0.begun.load(Ordering::Relaxed);
+        if begun == seen && !self.is_busy() { Ok(()) } else { Err(begun) }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.0.1.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.running.fetch_sub(1, Ordering::Relaxed);
     }
 }

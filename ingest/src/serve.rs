@@ -15,7 +15,6 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     sync::Arc,
-    task::{Context, Poll, Waker},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -156,11 +155,9 @@ async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
             },
         }
     }
-    // Connections that the system has already set up would be reset by closing the listener.
-    while let Poll::Ready(Ok((stream, _))) = listener.poll_accept(&mut Context::from_waker(Waker::noop())) {
+    for stream in waiting(listener)? {
         admit(stream, server, &builder, &connections);
     }
-    drop(listener);
     connections.close();
     if timeout(server.settings.drain_timeout, connections.wait()).await.is_err() {
         tracing::warn!(
@@ -169,6 +166,21 @@ async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Connections that the system has already set up: closing the listener, which this does, would reset them. The system is
+/// asked itself, because the runtime may not have heard of the latest ones yet.
+fn waiting(listener: TcpListener) -> io::Result<Vec<TcpStream>> {
+    let listener = listener.into_std()?;
+    let mut streams = Vec::new();
+    // An error is mostly that there are no more, and never one that another try would get the better of.
+    while streams.len() < BACKLOG as usize
+        && let Ok((stream, _)) = listener.accept()
+    {
+        stream.set_nonblocking(true)?;
+        streams.push(TcpStream::from_std(stream)?);
+    }
+    Ok(streams)
 }
 
 fn admit(

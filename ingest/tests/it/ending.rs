@@ -65,3 +65,53 @@ async fn a_request_that_never_ends_is_cut_off_at_the_drain_deadline() {
     assert!(took >= Duration::from_millis(2400) && took < Duration::from_secs(20), "{took:?}");
     topics.delete().await;
 }
+
+/// A whole request.
+fn request(ingest: &TestIngest) -> String {
+    format!(
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: 12\r\n\r\n{{\"type\":\"a\"}}",
+        ingest.sender.key
+    )
+}
+
+#[tokio::test]
+async fn requests_just_sent_at_shutdown_are_accepted_on_new_and_on_idle_connections() {
+    let ingest = TestIngest::start(settings()).await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(ingest.address).await.unwrap();
+        stream.write_all(request(&ingest).as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"]}") {
+            stream.read_buf(&mut answer).await.unwrap();
+        }
+        streams.push(stream);
+    }
+    for _ in 0..8 {
+        streams.push(TcpStream::connect(ingest.address).await.unwrap());
+    }
+    for stream in &mut streams {
+        stream.write_all(request(&ingest).as_bytes()).await.unwrap();
+    }
+    ingest.context.shutdown.cancel();
+    for stream in &mut streams {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    }
+    let (kafka, tenant) = (ingest.topics.kafka.clone(), ingest.sender.tenant.id);
+    let topics = ingest.stop().await;
+    stored(&kafka, tenant, 24).await;
+    topics.delete().await;
+}
+
+#[tokio::test]
+async fn connections_without_a_request_delay_the_end_by_a_moment_only() {
+    let ingest = TestIngest::start(settings()).await;
+    let _silent = TcpStream::connect(ingest.address).await.unwrap();
+    let asked = Instant::now();
+    ingest.finish().await;
+    // Well below the header timeout and the drain deadline.
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+}
