@@ -3,6 +3,7 @@
 use crate::{
     authenticate::KeyTable,
     batch::{self, Origin},
+    budget::BodyBudget,
     config::Settings,
     error::Refusal,
     identify::RequestIds,
@@ -35,6 +36,8 @@ pub(crate) struct Server {
     pub(crate) keys: KeyTable,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) metrics: Arc<Metrics>,
+    /// What request bodies may take in memory.
+    pub(crate) bodies: BodyBudget,
     /// Open connections.
     pub(crate) connections: AtomicUsize,
     pub(crate) shutdown: CancellationToken,
@@ -48,7 +51,10 @@ impl Server {
         let answer = match self.accept(&head, &mut body).await {
             Ok(answer) => answer,
             Err(refusal) => {
-                read::discard(&head.headers, &mut body).await;
+                if refusal == Refusal::ReadingFull {
+                    self.metrics.reading_full.increment(1);
+                }
+                read::discard(&head.headers, &mut body, self.settings.max_body_bytes).await;
                 respond::refused(&refusal)
             }
         };
@@ -64,7 +70,8 @@ impl Server {
         let caller = self.keys.authenticate(&head.headers, received_at)?;
         read::check_media(&head.headers)?;
         self.publisher.check_reachable()?;
-        let body = read::read_body(body, max_body_bytes, body_timeout).await?;
+        let mut share = self.bodies.share();
+        let body = read::read_body(body, &mut share, max_body_bytes, body_timeout).await?;
         self.metrics.body_bytes.record(body.len() as f64);
         let events = parse::split(&body, max_batch_events)?;
         self.metrics.batch_events.record(events.len() as f64);

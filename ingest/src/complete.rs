@@ -85,9 +85,9 @@ impl Completion {
         let _ = timeout_at(deadline, self.done.notified()).await;
     }
 
-    /// What is known of an event.
-    pub(crate) fn fate(&self, index: usize) -> Fate {
-        Fate::from_code(self.fates[index].load(Ordering::Relaxed))
+    /// What is known of every event at this moment.
+    pub(crate) fn fates(&self) -> Vec<Fate> {
+        self.fates.iter().map(|code| Fate::from_code(code.load(Ordering::Relaxed))).collect()
     }
 
     fn close_one(&self) {
@@ -144,7 +144,7 @@ mod tests {
         let reporter =
             std::thread::spawn(move || tickets.into_iter().for_each(|t| t.report(Fate::Delivered)));
         completion.wait(soon()).await;
-        assert!((0..100).all(|index| completion.fate(index) == Fate::Delivered));
+        assert_eq!(completion.fates(), [Fate::Delivered; 100]);
         reporter.join().unwrap();
         assert_eq!(partitions.waiting_bytes(), 0);
     }
@@ -155,7 +155,7 @@ mod tests {
         completion.settle(0, Fate::NotPersisted);
         completion.seal();
         completion.wait(soon()).await;
-        assert_eq!(completion.fate(0), Fate::NotPersisted);
+        assert_eq!(completion.fates(), [Fate::NotPersisted]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -164,7 +164,7 @@ mod tests {
         let ticket = completion.ticket(0, 0, 0);
         completion.seal();
         completion.wait(Instant::now() + Duration::from_secs(10)).await;
-        assert_eq!(completion.fate(0), Fate::Pending);
+        assert_eq!(completion.fates(), [Fate::Pending]);
         drop(ticket);
     }
 }

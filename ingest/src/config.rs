@@ -31,6 +31,9 @@ pub struct Settings {
     pub max_connections: usize,
     /// `FLOODWAY_INGEST__MAX_BODY_BYTES`: largest request body in bytes; default 10 MiB.
     pub max_body_bytes: usize,
+    /// `FLOODWAY_INGEST__MAX_READING_BYTES`: request bodies in memory over all connections, in bytes, from their
+    /// announcement to their answer; default 256 MiB. Requests beyond it are answered 503.
+    pub max_reading_bytes: usize,
     /// `FLOODWAY_INGEST__MAX_BATCH_EVENTS`: most events in one request; default 10,000.
     pub max_batch_events: usize,
     /// `FLOODWAY_INGEST__HEADER_TIMEOUT`: longest wait for the header of the next request, idle time between
@@ -68,6 +71,7 @@ impl Default for Settings {
             workers: 0,
             max_connections: 10_000,
             max_body_bytes: 10 * 1024 * 1024,
+            max_reading_bytes: 256 * 1024 * 1024,
             max_batch_events: 10_000,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
@@ -92,13 +96,18 @@ impl Settings {
             value >= Duration::from_secs(*range.start()) && value <= Duration::from_secs(*range.end())
         };
         let record = MAX_EVENT_BYTES + RECORD_OVERHEAD_BYTES;
-        let rules: [(&'static str, bool, String); 11] = [
+        let rules: [(&'static str, bool, String); 12] = [
             ("WORKERS", self.workers <= MAX_WORKERS, format!("must be at most {MAX_WORKERS}")),
             ("MAX_CONNECTIONS", self.max_connections > 0, "must be at least 1".to_owned()),
             (
                 "MAX_BODY_BYTES",
                 (MIN_BODY_BYTES..=1 << 30).contains(&self.max_body_bytes),
                 format!("must be between {MIN_BODY_BYTES} (one event) and 1 GiB"),
+            ),
+            (
+                "MAX_READING_BYTES",
+                self.max_reading_bytes >= self.max_body_bytes,
+                "must be at least FLOODWAY_INGEST__MAX_BODY_BYTES (one body)".to_owned(),
             ),
             (
                 "MAX_BATCH_EVENTS",
@@ -174,9 +183,10 @@ mod tests {
     #[test]
     fn a_bad_setting_is_refused_by_its_name() {
         type Spoil = fn(&mut Settings);
-        let table: [(Spoil, &str); 6] = [
+        let table: [(Spoil, &str); 7] = [
             (|s| s.max_connections = 0, "FLOODWAY_INGEST__MAX_CONNECTIONS"),
             (|s| s.max_body_bytes = 10, "FLOODWAY_INGEST__MAX_BODY_BYTES"),
+            (|s| s.max_reading_bytes = s.max_body_bytes - 1, "FLOODWAY_INGEST__MAX_READING_BYTES"),
             (|s| s.body_timeout = Duration::ZERO, "FLOODWAY_INGEST__BODY_TIMEOUT"),
             (|s| s.drain_timeout = Duration::from_secs(5), "FLOODWAY_INGEST__DRAIN_TIMEOUT"),
             (|s| s.partition_queue_bytes = 10, "FLOODWAY_INGEST__PARTITION_QUEUE_BYTES"),

@@ -82,6 +82,8 @@ pub(crate) enum Refusal {
         /// When to come back, in seconds.
         retry_after: u64,
     },
+    /// The bodies in memory take all that is set aside for them.
+    ReadingFull,
     /// Not all keys are known yet.
     NotReady,
     /// Kafka cannot be reached.
@@ -132,6 +134,9 @@ impl Refusal {
                     format!("the tenant's events per second are used up; retry after {retry_after} s"),
                 )
             }
+            Self::ReadingFull => {
+                unavailable("request bodies take all the memory set aside for them; nothing was written")
+            }
             Self::NotReady => {
                 unavailable("this server is still reading its configuration; nothing was written")
             }
@@ -143,7 +148,7 @@ impl Refusal {
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after } => Some(*retry_after),
-            Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
+            Self::ReadingFull | Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
             _ => None,
         }
     }

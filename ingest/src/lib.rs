@@ -9,6 +9,7 @@
 mod accept;
 mod authenticate;
 mod batch;
+mod budget;
 mod complete;
 pub mod config;
 mod connection;
@@ -22,6 +23,7 @@ mod publish;
 mod read;
 mod respond;
 mod serve;
+mod topics;
 mod watch;
 
 pub use config::Settings;
@@ -29,19 +31,15 @@ pub use error::Error;
 
 use accept::Server;
 use authenticate::KeyTable;
-use floodway_runtime::{
-    Context,
-    config_feed::ConfigFeed,
-    health::Component,
-    topics::{self, TopicsError},
-};
-use floodway_schemas::topic::Topic;
+use budget::BodyBudget;
+use floodway_runtime::{Context, config_feed::ConfigFeed, health::Component, topics::TopicsError};
 use publish::Publisher;
 use std::{
     net::{SocketAddr, TcpListener},
     sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
+use topics::TopicsVerdict;
 use watch::KafkaWatch;
 
 /// Time that the producer has for its last records when the drain deadline has already passed.
@@ -54,6 +52,7 @@ pub struct Ingest {
     listeners: Vec<TcpListener>,
     address: SocketAddr,
     context: Context,
+    verdict: Arc<TopicsVerdict>,
     kafka: Component,
     config: Component,
 }
@@ -71,19 +70,21 @@ impl Ingest {
         config.down("the configuration has not been read to its end yet");
         let (listeners, address) = serve::listen(settings.listen, settings.worker_count())
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
-        let partitions = events_partitions(&context, &kafka).await?;
+        let (partitions, verdict) = known_topics(&context, &kafka).await?;
         let metrics = Arc::new(metrics::Metrics::new());
         let publisher = Publisher::new(&context.kafka, &settings, partitions, Arc::clone(&metrics))?;
         let server = Arc::new(Server {
             keys: KeyTable::new(settings.default_events_per_second, settings.burst_seconds),
             publisher: Arc::new(publisher),
+            bodies: BodyBudget::new(settings.max_reading_bytes, metrics.reading_bytes.clone()),
             metrics,
             connections: AtomicUsize::new(0),
             // A child, so that a failing worker stops its siblings and not the process's other roles.
             shutdown: context.shutdown.child_token(),
             settings,
         });
-        Ok(Self { server, listeners, address, context, kafka, config })
+        let verdict = Arc::new(verdict);
+        Ok(Self { server, listeners, address, context, verdict, kafka, config })
     }
 
     /// Where the server listens.
@@ -97,18 +98,19 @@ impl Ingest {
     /// # Errors
     /// When a thread cannot be started or ended on its own.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { server, listeners, context, kafka, config, .. } = self;
+        let Self { server, listeners, context, verdict, kafka, config, .. } = self;
         // Whatever ends this function also ends the threads it started.
         let _stop = server.shutdown.clone().drop_guard();
         let keys = Arc::clone(&server);
         let feed = ConfigFeed::start(&context.kafka, server.shutdown.clone(), move |change, _offset| {
             keys.keys.apply(change);
         })?;
-        let watch = KafkaWatch::start(Arc::clone(&server.publisher), kafka)?;
+        let watch = KafkaWatch::start(Arc::clone(&server.publisher), Arc::clone(&verdict), kafka)?;
         let mut workers = serve::start(listeners, &server)?;
         let served = tokio::select! {
             served = workers.ended() => served,
             never = announce_catching_up(&feed, &server.keys, &config) => match never {},
+            never = topics::check_until_right(&context.kafka, &verdict) => match never {},
         };
         let drain_deadline = Instant::now() + server.settings.drain_timeout;
         server.shutdown.cancel();
@@ -127,13 +129,13 @@ impl Ingest {
     }
 }
 
-/// Partitions of the events topic; `None` while Kafka does not answer.
-async fn events_partitions(context: &Context, kafka: &Component) -> Result<Option<i32>, Error> {
-    match topics::check(&context.kafka, &[Topic::Events, Topic::Config]).await {
-        Ok(facts) => Ok(facts.partitions(Topic::Events)),
+/// Partitions of the events topic, `None` while Kafka does not answer, and what is known of the topics.
+async fn known_topics(context: &Context, kafka: &Component) -> Result<(Option<i32>, TopicsVerdict), Error> {
+    match topics::check(&context.kafka).await {
+        Ok(partitions) => Ok((partitions, TopicsVerdict::right())),
         Err(error @ TopicsError::Unreachable { .. }) => {
             kafka.down(error.to_string());
-            Ok(None)
+            Ok((None, TopicsVerdict::unknown()))
         }
         Err(error) => Err(error.into()),
     }

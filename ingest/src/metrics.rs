@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) batch_events: Histogram,
     pub(crate) body_bytes: Histogram,
     pub(crate) publish_seconds: Histogram,
+    pub(crate) reading_bytes: Gauge,
+    pub(crate) reading_full: Counter,
     pub(crate) requests_in_flight: Gauge,
     pub(crate) queued_bytes: Gauge,
     pub(crate) producer_queue_full: Counter,
@@ -63,6 +65,8 @@ impl Metrics {
             events_unknown: refused("unknown"),
             batch_events: histogram!("floodway_ingest_batch_events"),
             body_bytes: histogram!("floodway_ingest_body_bytes"),
+            reading_bytes: gauge!("floodway_ingest_reading_bytes"),
+            reading_full: counter!("floodway_ingest_reading_full_total"),
             publish_seconds: histogram!("floodway_ingest_publish_seconds"),
             requests_in_flight: gauge!("floodway_ingest_requests_in_flight"),
             queued_bytes: gauge!("floodway_ingest_queued_bytes"),
@@ -101,6 +105,15 @@ fn describe() {
         "floodway_ingest_publish_seconds",
         Unit::Seconds,
         "From enqueueing a request's events to the last acknowledgement, or to giving up on it"
+    );
+    describe_gauge!(
+        "floodway_ingest_reading_bytes",
+        Unit::Bytes,
+        "Bytes set aside for request bodies, from their announcement to their answer"
+    );
+    describe_counter!(
+        "floodway_ingest_reading_full_total",
+        "Requests refused because bodies took all the memory set aside for them"
     );
     describe_gauge!("floodway_ingest_requests_in_flight", "Requests being read, published or answered");
     describe_gauge!(

@@ -124,8 +124,8 @@ impl Publisher {
         })
     }
 
-    /// Asks Kafka for the events topic; blocks. `Err` has the reason for operators.
-    pub(crate) fn probe(&self, patience: Duration) -> Result<(), String> {
+    /// Asks Kafka for the events topic and its number of partitions; blocks. `Err` has the reason for operators.
+    pub(crate) fn probe(&self, patience: Duration) -> Result<i32, String> {
         let metadata = self
             .live
             .load_full()
@@ -140,12 +140,11 @@ impl Publisher {
         if partitions.iter().all(|partition| partition.leader() < 0) {
             return Err(format!("no partition of {} has a leader", self.topic));
         }
-        self.set_partitions(i32::try_from(partitions.len()).unwrap_or(i32::MAX));
-        Ok(())
+        Ok(i32::try_from(partitions.len()).unwrap_or(i32::MAX))
     }
 
     /// Takes over the topic's number of partitions. What is in flight keeps its account with the old ones.
-    fn set_partitions(&self, count: i32) {
+    pub(crate) fn set_partitions(&self, count: i32) {
         let known = self.partitions.load().as_ref().map(|partitions| partitions.count());
         if known != usize::try_from(count).ok() {
             self.partitions.store(Some(Arc::new(Partitions::new(count, self.partition_limit))));
@@ -320,19 +319,13 @@ impl ProducerContext for Reports {
     }
 }
 
-/// What a failed delivery means. Only refusals that leave no room for doubt count as not persisted: a message that timed
-/// out may have been written by a request whose answer was lost.
+/// What a failed delivery means. A message that timed out may have been written by a request whose answer was lost; and
+/// so may one that the broker refused, on another try, for a reason that did not hold before: a right withdrawn, a topic
+/// deleted. Only what is wrong with the record itself was wrong at every try.
 fn fate_of_failure(code: Option<Code>) -> Fate {
     match code {
         Some(Code::MessageSizeTooLarge) => Fate::TooLarge,
-        Some(
-            Code::UnknownTopic
-            | Code::UnknownPartition
-            | Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::PolicyViolation
-            | Code::InvalidRecord,
-        ) => Fate::NotPersisted,
+        Some(Code::InvalidRecord) => Fate::NotPersisted,
         _ => Fate::Unknown,
     }
 }
@@ -376,7 +369,7 @@ mod tests {
         values.iter().enumerate().for_each(|(index, value)| publication.send(index, KEY, value));
         let (completion, deadline) = publication.finish();
         completion.wait(deadline).await;
-        (0..values.len()).map(|index| completion.fate(index)).collect()
+        completion.fates()
     }
 
     #[tokio::test]
@@ -405,9 +398,8 @@ mod tests {
         publication.send(3, KEY, b"");
         publication.send(4, other.unwrap().as_bytes(), &[b'x'; 10]);
         let (completion, _) = publication.finish();
-        let fates: Vec<_> = (0..5).map(|index| completion.fate(index)).collect();
         assert_eq!(
-            fates,
+            completion.fates(),
             [Fate::Pending, Fate::Pending, Fate::NotPersisted, Fate::NotPersisted, Fate::Pending]
         );
     }
@@ -416,7 +408,7 @@ mod tests {
     async fn an_acknowledged_event_is_delivered_and_one_without_an_answer_is_unknown() {
         let (cluster, publisher) = mocked(Duration::from_secs(5));
         assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
-        assert_eq!(publisher.probe(Duration::from_secs(5)), Ok(()));
+        assert_eq!(publisher.probe(Duration::from_secs(5)), Ok(4));
         cluster.broker_round_trip_time(1, Duration::from_secs(30)).unwrap();
         assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Unknown]);
     }
@@ -455,7 +447,9 @@ mod tests {
     fn only_certain_refusals_count_as_not_persisted() {
         assert_eq!(fate_of_failure(Some(Code::MessageTimedOut)), Fate::Unknown);
         assert_eq!(fate_of_failure(Some(Code::NotEnoughReplicasAfterAppend)), Fate::Unknown);
-        assert_eq!(fate_of_failure(Some(Code::TopicAuthorizationFailed)), Fate::NotPersisted);
+        assert_eq!(fate_of_failure(Some(Code::TopicAuthorizationFailed)), Fate::Unknown);
+        assert_eq!(fate_of_failure(Some(Code::UnknownTopic)), Fate::Unknown);
+        assert_eq!(fate_of_failure(Some(Code::InvalidRecord)), Fate::NotPersisted);
         assert_eq!(fate_of_failure(Some(Code::MessageSizeTooLarge)), Fate::TooLarge);
         assert_eq!(fate_of_failure(None), Fate::Unknown);
     }

@@ -1,6 +1,6 @@
 //! From the wire to bytes: the headers that say what the body is, and the body within its limits.
 
-use crate::error::Refusal;
+use crate::{budget::Share, error::Refusal};
 use bytes::Bytes;
 use http::{
     HeaderMap,
@@ -19,10 +19,8 @@ const MEDIA_TYPES: [&str; 3] =
 
 /// Largest buffer that is taken for a body on its announced length alone, in bytes; a larger body grows it.
 const FIRST_BUFFER_BYTES: u64 = 256 * 1024;
-/// How much of a refused request's body is read and dropped, in bytes, so that its connection can go on. Closing a
-/// socket with unread data would make the system discard the answer.
-const DISCARD_BYTES: usize = 64 * 1024;
-/// For how long.
+/// For how long a refused request's body is read and dropped. Closing a socket with unread data would make the system
+/// discard the answer; and read to its end, the connection can go on.
 const DISCARD_TIME: Duration = Duration::from_millis(500);
 
 /// Checks that the body is JSON in UTF-8, as it is.
@@ -57,35 +55,40 @@ fn is_utf8_charset(parameter: &str) -> bool {
     })
 }
 
-/// Reads the body: at most `limit` bytes, the announced length first, within `time`.
-pub(crate) async fn read_body<B>(body: &mut B, limit: usize, time: Duration) -> Result<Bytes, Refusal>
+/// Reads the body: at most `limit` bytes within `time`, and no more than the process has room for. Room for the
+/// announced length is taken first, so that a body that does not fit is refused before it is read.
+pub(crate) async fn read_body<B>(
+    body: &mut B,
+    share: &mut Share<'_>,
+    limit: usize,
+    time: Duration,
+) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    if body.size_hint().lower() > limit as u64 {
-        return Err(Refusal::BodyTooLarge { limit });
-    }
-    timeout(time, collect(body, limit)).await.map_err(|_| Refusal::SlowBody { limit: time })?
+    let announced = within(body.size_hint().lower(), limit)?;
+    share.cover(announced)?;
+    timeout(time, collect(body, share, limit)).await.map_err(|_| Refusal::SlowBody { limit: time })?
+}
+
+fn within(bytes: u64, limit: usize) -> Result<usize, Refusal> {
+    usize::try_from(bytes).ok().filter(|bytes| *bytes <= limit).ok_or(Refusal::BodyTooLarge { limit })
 }
 
 /// A body that arrives in one piece is not copied.
-async fn collect<B>(body: &mut B, limit: usize) -> Result<Bytes, Refusal>
+async fn collect<B>(body: &mut B, share: &mut Share<'_>, limit: usize) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let announced = body.size_hint().lower().min(FIRST_BUFFER_BYTES) as usize;
     let Some(first) = next_data(body).await? else { return Ok(Bytes::new()) };
-    if first.len() > limit {
-        return Err(Refusal::BodyTooLarge { limit });
-    }
+    share.cover(within(first.len() as u64, limit)?)?;
     let Some(second) = next_data(body).await? else { return Ok(first) };
     let mut whole = Vec::with_capacity(announced.max(first.len() + second.len()));
     whole.extend_from_slice(&first);
     let mut piece = Some(second);
     while let Some(data) = piece {
-        if whole.len() + data.len() > limit {
-            return Err(Refusal::BodyTooLarge { limit });
-        }
+        share.cover(within((whole.len() + data.len()) as u64, limit)?)?;
         whole.extend_from_slice(&data);
         piece = next_data(body).await?;
     }
@@ -106,19 +109,18 @@ where
     Ok(None)
 }
 
-/// Reads and drops what is left of a refused request's body, if that is little.
-pub(crate) async fn discard<B>(headers: &HeaderMap, body: &mut B)
+/// Reads and drops what is left of a refused request's body, unless that is more than `limit` bytes.
+pub(crate) async fn discard<B>(headers: &HeaderMap, body: &mut B, limit: usize)
 where
     B: Body<Data = Bytes> + Unpin,
 {
     // A client that asks before it sends must not be told to go on.
-    if body.is_end_stream() || headers.contains_key(EXPECT) || body.size_hint().lower() > DISCARD_BYTES as u64
-    {
+    if body.is_end_stream() || headers.contains_key(EXPECT) || body.size_hint().lower() > limit as u64 {
         return;
     }
     let _ = timeout(DISCARD_TIME, async {
         let mut dropped = 0;
-        while dropped <= DISCARD_BYTES {
+        while dropped <= limit {
             match next_data(body).await {
                 Ok(Some(data)) => dropped += data.len(),
                 Ok(None) | Err(_) => break,
@@ -131,8 +133,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::BodyBudget;
     use http_body_util::Full;
     use hyper::body::Frame;
+    use metrics::Gauge;
     use std::{
         convert::Infallible,
         pin::Pin,
@@ -190,15 +194,36 @@ mod tests {
         Pieces(sizes.into_iter())
     }
 
+    async fn read<B>(body: &mut B, budget: &BodyBudget, limit: usize) -> Result<Bytes, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        read_body(body, &mut budget.share(), limit, Duration::from_secs(5)).await
+    }
+
     #[tokio::test]
     async fn the_limit_holds_for_announced_and_unannounced_lengths() {
-        let time = Duration::from_secs(5);
+        let budget = BodyBudget::new(1000, Gauge::noop());
         let refused = Err(Refusal::BodyTooLarge { limit: 10 });
-        assert_eq!(read_body(&mut Full::new(Bytes::from_static(b"12345678901")), 10, time).await, refused);
-        assert_eq!(read_body(&mut pieces(vec![11]), 10, time).await, refused);
-        assert_eq!(read_body(&mut pieces(vec![5, 5, 1]), 10, time).await, refused);
-        assert_eq!(read_body(&mut pieces(vec![5, 0, 5]), 10, time).await.unwrap().len(), 10);
-        assert_eq!(read_body(&mut pieces(vec![]), 10, time).await.unwrap().len(), 0);
+        assert_eq!(read(&mut Full::new(Bytes::from_static(b"12345678901")), &budget, 10).await, refused);
+        assert_eq!(read(&mut pieces(vec![11]), &budget, 10).await, refused);
+        assert_eq!(read(&mut pieces(vec![5, 5, 1]), &budget, 10).await, refused);
+        assert_eq!(read(&mut pieces(vec![5, 0, 5]), &budget, 10).await.unwrap().len(), 10);
+        assert_eq!(read(&mut pieces(vec![]), &budget, 10).await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn bodies_together_stay_within_the_budget_announced_or_not() {
+        let budget = BodyBudget::new(10, Gauge::noop());
+        let mut held = budget.share();
+        held.cover(4).unwrap();
+        let full = Err(Refusal::ReadingFull);
+        assert_eq!(read(&mut Full::new(Bytes::from_static(b"1234567")), &budget, 10).await, full);
+        assert_eq!(read(&mut pieces(vec![7]), &budget, 10).await, full);
+        assert_eq!(read(&mut pieces(vec![3, 3, 1]), &budget, 10).await, full);
+        assert_eq!(read(&mut pieces(vec![3, 3]), &budget, 10).await.unwrap().len(), 6);
+        drop(held);
+        assert_eq!(read(&mut pieces(vec![3, 3, 4]), &budget, 10).await.unwrap().len(), 10);
     }
 
     #[tokio::test(start_paused = true)]
@@ -215,6 +240,9 @@ mod tests {
             }
         }
         let limit = Duration::from_secs(5);
-        assert_eq!(read_body(&mut Silent, 10, limit).await, Err(Refusal::SlowBody { limit }));
+        assert_eq!(
+            read(&mut Silent, &BodyBudget::new(10, Gauge::noop()), 10).await,
+            Err(Refusal::SlowBody { limit })
+        );
     }
 }

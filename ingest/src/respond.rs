@@ -82,14 +82,16 @@ pub(crate) fn refused(refusal: &Refusal) -> Answer {
 
 /// Answers a request whose events have been offered to Kafka.
 pub(crate) fn settled(entries: &[Entry<'_>], completion: &Completion, metrics: &Metrics) -> Answer {
-    let everything = |(index, entry): (usize, &Entry<'_>)| {
-        matches!(entry.verdict, Verdict::Offered) && completion.fate(index) == Fate::Delivered
+    // Reports may still come in after the deadline: the answer speaks of one moment.
+    let fates = completion.fates();
+    let everything = |(entry, fate): (&Entry<'_>, &Fate)| {
+        matches!(entry.verdict, Verdict::Offered) && *fate == Fate::Delivered
     };
-    if entries.iter().enumerate().all(everything) {
+    if entries.iter().zip(&fates).all(everything) {
         metrics.events_accepted.increment(entries.len() as u64);
         return accepted(entries);
     }
-    let results: Vec<_> = (0..entries.len()).map(|index| result(entries, index, completion)).collect();
+    let results: Vec<_> = (0..entries.len()).map(|index| result(entries, index, &fates)).collect();
     results.iter().for_each(|result| count(result, metrics));
     let mut answer = match results.iter().any(|result| result.status == 202) {
         true => json_answer(StatusCode::MULTI_STATUS, JSON, to_json(&MixedBody { results: &results })),
@@ -139,7 +141,7 @@ fn severity_rank(status: u16) -> u8 {
     }
 }
 
-fn result<'a>(entries: &'a [Entry<'a>], index: usize, completion: &Completion) -> EventResult<'a> {
+fn result<'a>(entries: &'a [Entry<'a>], index: usize, fates: &[Fate]) -> EventResult<'a> {
     let entry = &entries[index];
     let failed = |problem: Problem, outcome| EventResult {
         index,
@@ -162,9 +164,9 @@ fn result<'a>(entries: &'a [Entry<'a>], index: usize, completion: &Completion) -
             index,
             id: entry.id.as_ref(),
             duplicate_of: Some(*first),
-            ..result(entries, *first, completion)
+            ..result(entries, *first, fates)
         },
-        Verdict::Offered => match completion.fate(index) {
+        Verdict::Offered => match fates[index] {
             Fate::Delivered => EventResult {
                 index,
                 id: entry.id.as_ref(),

@@ -1,9 +1,9 @@
 //! Watches Kafka from a thread of its own: health, the topic's partitions, and a producer that must be replaced.
 //!
-//! Kafka is up while a broker answers for the events topic and deliveries do not only fail. Readiness follows; the
+//! Kafka is up while a broker answers for the events topic, the topics are right, and deliveries do not only fail. Readiness follows; the
 //! process never ends because of it, and recovers without help.
 
-use crate::{error::Error, publish::Publisher};
+use crate::{error::Error, publish::Publisher, topics::TopicsVerdict};
 use floodway_runtime::health::Component;
 use std::{
     sync::{
@@ -33,12 +33,16 @@ pub(crate) struct KafkaWatch {
 
 impl KafkaWatch {
     /// Starts watching.
-    pub(crate) fn start(publisher: Arc<Publisher>, health: Component) -> Result<Self, Error> {
+    pub(crate) fn start(
+        publisher: Arc<Publisher>,
+        topics: Arc<TopicsVerdict>,
+        health: Component,
+    ) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("kafka-watch".to_owned())
-            .spawn(move || Watch::new(publisher, health).run(&stopped))
+            .spawn(move || Watch::new(publisher, topics, health).run(&stopped))
             .map_err(Error::Worker)?;
         Ok(Self { stop, thread })
     }
@@ -55,6 +59,7 @@ impl KafkaWatch {
 
 struct Watch {
     publisher: Arc<Publisher>,
+    topics: Arc<TopicsVerdict>,
     health: Component,
     acknowledged: u64,
     failed: u64,
@@ -63,8 +68,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(publisher: Arc<Publisher>, health: Component) -> Self {
-        Self { publisher, health, acknowledged: 0, failed: 0, last_failure: None, down_since: None }
+    fn new(publisher: Arc<Publisher>, topics: Arc<TopicsVerdict>, health: Component) -> Self {
+        Self { publisher, topics, health, acknowledged: 0, failed: 0, last_failure: None, down_since: None }
     }
 
     fn run(mut self, stop: &AtomicBool) {
@@ -78,7 +83,7 @@ impl Watch {
 
     fn look(&mut self) {
         let deliveries = self.judge_deliveries();
-        match self.publisher.probe(PROBE_PATIENCE).and(deliveries) {
+        match self.probe().and(deliveries) {
             Ok(()) => {
                 self.down_since = None;
                 self.health.up();
@@ -89,6 +94,14 @@ impl Watch {
             }
         }
         self.publisher.set_away(self.down_since.is_some_and(|since| since.elapsed() >= AWAY_AFTER));
+    }
+
+    /// Requests are let in once the number of partitions is known, and so not before the topics are right.
+    fn probe(&self) -> Result<(), String> {
+        let partitions = self.publisher.probe(PROBE_PATIENCE)?;
+        self.topics.get()?;
+        self.publisher.set_partitions(partitions);
+        Ok(())
     }
 
     /// A broker may answer and still not take events, for example with too few in-sync replicas.
@@ -126,6 +139,10 @@ mod tests {
         }
     }
 
+    fn right() -> Arc<TopicsVerdict> {
+        Arc::new(TopicsVerdict::right())
+    }
+
     fn publisher(brokers: String) -> Arc<Publisher> {
         let kafka = KafkaSettings { brokers, ..KafkaSettings::default() };
         Arc::new(Publisher::new(&kafka, &Settings::default(), None, Arc::new(Metrics::new())).unwrap())
@@ -136,7 +153,8 @@ mod tests {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("floodway.events", 4, 1).unwrap();
         let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
-        let watch = KafkaWatch::start(Arc::clone(&publisher), health.component("kafka", true)).unwrap();
+        let watch =
+            KafkaWatch::start(Arc::clone(&publisher), right(), health.component("kafka", true)).unwrap();
         eventually("up", || health.is_ready());
         assert_eq!(publisher.check_reachable(), Ok(()));
         cluster.broker_down(1).unwrap();
@@ -151,7 +169,7 @@ mod tests {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("floodway.events", 4, 1).unwrap();
         let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
-        let mut watch = Watch::new(Arc::clone(&publisher), health.component("kafka", true));
+        let mut watch = Watch::new(Arc::clone(&publisher), right(), health.component("kafka", true));
         publisher.tally().failed.fetch_add(1, Ordering::Relaxed);
         watch.look();
         assert_eq!(health.reports()[0].reason.as_deref(), Some("Kafka does not acknowledge events"));
@@ -160,5 +178,20 @@ mod tests {
         publisher.tally().acknowledged.fetch_add(1, Ordering::Relaxed);
         watch.look();
         assert!(health.is_ready());
+    }
+
+    #[test]
+    fn while_the_topics_are_not_known_to_be_right_nothing_is_accepted() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
+        let unknown = Arc::new(TopicsVerdict::unknown());
+        let component = health.component("kafka", true);
+        Watch::new(Arc::clone(&publisher), unknown, component.clone()).look();
+        assert_eq!(health.reports()[0].reason.as_deref(), Some("the topics have not been checked yet"));
+        assert!(publisher.check_reachable().is_err());
+        Watch::new(Arc::clone(&publisher), right(), component).look();
+        assert!(health.is_ready());
+        assert_eq!(publisher.check_reachable(), Ok(()));
     }
 }

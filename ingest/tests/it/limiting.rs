@@ -130,3 +130,33 @@ async fn a_full_queue_is_said_of_each_event_that_was_not_written() {
     ingest.stored(accepted).await;
     ingest.finish().await;
 }
+
+#[tokio::test]
+async fn bodies_beyond_the_memory_set_aside_for_them_are_refused_until_others_are_answered() {
+    let bytes = 1024 * 1024;
+    let ingest =
+        TestIngest::start(Settings { max_body_bytes: bytes, max_reading_bytes: bytes, ..settings() }).await;
+    // Announced, and so reserved; the interim answer shows that the server waits for the body.
+    let mut holder = TcpStream::connect(ingest.address).await.unwrap();
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         expect: 100-continue\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n",
+        ingest.sender.key
+    );
+    holder.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    timeout(PATIENCE, holder.read_exact(&mut interim)).await.unwrap().unwrap();
+
+    let reply = ingest.post(r#"{"type":"a"}"#).await;
+    assert_eq!((reply.status, reply.header("retry-after"), reply.is_problem()), (503, Some("1"), true));
+    assert_eq!(reply.json()["outcome"], "not_persisted");
+
+    let mut body = br#"{"type":"a"}"#.to_vec();
+    body.resize(bytes, b' ');
+    holder.write_all(&body).await.unwrap();
+    let answer = read_to_close(&mut holder).await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    assert_eq!(ingest.post(r#"{"type":"b"}"#).await.status, 202);
+    ingest.stored(2).await;
+    ingest.finish().await;
+}

@@ -1,7 +1,12 @@
 //! Kafka is away.
 
 use crate::harness::{PATIENCE, Sender, TestIngest, configure, context_at, eventually, settings};
-use floodway_runtime::testing::TestTopics;
+use floodway_runtime::{kafka::KafkaSettings, testing::TestTopics, topics};
+use floodway_schemas::topic::Topic;
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+    client::DefaultClientContext,
+};
 use serde_json::json;
 use std::time::Instant;
 use tokio::{
@@ -44,6 +49,54 @@ async fn without_kafka_at_start_nothing_is_accepted_and_everything_recovers_when
     assert_eq!(ingest.post(r#"{"type":"a"}"#).await.status, 202);
     ingest.stored(1).await;
     ingest.finish().await;
+}
+
+#[tokio::test]
+async fn topics_found_wrong_after_the_start_keep_the_server_from_accepting_until_they_are_right() {
+    let topics = TestTopics::create(crate::harness::PARTITIONS).await;
+    let sender = Sender::new();
+    configure(&topics.kafka, &sender.changes());
+    limit_records(&topics.kafka, "1000").await;
+    eventually_checked(&topics.kafka, false).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let context = context_at(&topics, socket.local_addr().unwrap().to_string());
+    let broker = topics.kafka.brokers.clone();
+    let ingest = TestIngest::start_in(settings(), context, topics, sender).await;
+
+    let mut forwarding = JoinSet::new();
+    forwarding.spawn(forward(socket.listen(64).unwrap(), broker));
+    let reason = || {
+        let reports = ingest.context.health.reports();
+        let kafka = reports.into_iter().find(|report| report.name == "kafka");
+        kafka.and_then(|report| report.reason).unwrap_or_default()
+    };
+    eventually("the reason", || reason().contains("max.message.bytes=1000")).await;
+    assert!(!ingest.context.health.is_ready());
+    assert_eq!(ingest.post(r#"{"type":"a"}"#).await.status, 503);
+
+    limit_records(&ingest.topics.kafka, "2000000").await;
+    ingest.ready().await;
+    assert_eq!(ingest.post(r#"{"type":"a"}"#).await.status, 202);
+    ingest.finish().await;
+}
+
+/// Sets the largest record that the events topic takes.
+async fn limit_records(kafka: &KafkaSettings, bytes: &str) {
+    let name = kafka.topic(Topic::Events);
+    let admin: AdminClient<DefaultClientContext> = kafka.client().create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(&name))
+        .set("max.message.bytes", bytes)
+        .set("message.timestamp.type", "LogAppendTime");
+    admin.alter_configs([&change], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+}
+
+/// The broker takes a moment to show a new setting.
+async fn eventually_checked(kafka: &KafkaSettings, right: bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while topics::check(kafka, &[Topic::Events]).await.is_ok() != right {
+        assert!(Instant::now() < deadline, "the broker does not show the setting");
+    }
 }
 
 async fn forward(listener: TcpListener, broker: String) {
