@@ -9,9 +9,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
 use serde_json::json;
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Buckets of every duration, in seconds: from a fast acknowledgement to a long attempt.
@@ -36,6 +40,10 @@ const BYTES_BUCKETS: [f64; 10] = [
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for a request's header on this listener.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Open connections: many times what probes and scrapers need, and few of the process's file descriptors.
+pub const MAX_CONNECTIONS: usize = 256;
+/// Pause after the system refused a connection, usually for want of file descriptors: trying at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The section `[admin]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -112,35 +120,53 @@ impl Admin {
     /// Answers until `stopped` is cancelled. That is later than the shutdown token, so that health and metrics can
     /// be read while the roles drain.
     pub async fn run(self, stopped: CancellationToken) {
-        let connections = TaskTracker::new();
+        let (connections, places) = (TaskTracker::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
             tokio::select! {
                 () = stopped.cancelled() => break,
                 _ = upkeep.tick() => self.metrics.run_upkeep(),
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let (health, metrics) = (self.health.clone(), self.metrics.clone());
-                        let service = service_fn(move |request: Request<Incoming>| {
-                            let response = answer(&request, &health, &metrics);
-                            async move { Ok::<_, Infallible>(response) }
-                        });
-                        let connection = hyper::server::conn::http1::Builder::new()
-                            .timer(TokioTimer::new())
-                            .header_read_timeout(HEADER_TIMEOUT)
-                            .serve_connection(TokioIo::new(stream), service);
-                        let stopped = stopped.clone();
-                        connections.spawn(async move {
-                            tokio::select! { _ = connection => {}, () = stopped.cancelled() => {} }
-                        });
+                accepted = self.accept(&places) => match accepted {
+                    Ok((stream, place)) => {
+                        drop(connections.spawn(self.serve(stream, place, stopped.clone())));
                     }
                     // Out of file descriptors, or a client that left: neither ends the listener.
-                    Err(error) => tracing::debug!(%error, "admin connection not accepted"),
+                    Err(error) => {
+                        tracing::warn!(%error, "an admin connection could not be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
                 },
             }
         }
         connections.close();
         connections.wait().await;
+    }
+
+    /// The next connection, once there is a place for it; until then it waits in the system's queue.
+    async fn accept(&self, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+        let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+        Ok((self.listener.accept().await?.0, place))
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        place: OwnedSemaphorePermit,
+        stopped: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = answer(&request, &health, &metrics);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        async move {
+            tokio::select! { _ = connection => {}, () = stopped.cancelled() => {} }
+            drop(place);
+        }
     }
 }
 
@@ -176,4 +202,51 @@ fn reply(status: StatusCode, content_type: &'static str, body: String) -> Respon
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::JoinSet,
+        time::timeout,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(40);
+
+    /// A connection that has asked whether the process lives, and is kept open.
+    async fn asking(address: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        stream
+    }
+
+    async fn answered(stream: &mut TcpStream) -> bool {
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.is_ok() && &first == b"HTTP/1.1 200"
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_bound_wait_for_a_place() {
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let settings = AdminSettings { listen: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let admin = Admin::bind(&settings, Health::default(), metrics).await.unwrap();
+        let (address, stopped) = (admin.address().unwrap(), CancellationToken::new());
+        let mut running = JoinSet::new();
+        running.spawn(admin.run(stopped.clone()));
+
+        let mut kept = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = asking(address).await;
+            assert!(timeout(PATIENCE, answered(&mut stream)).await.unwrap());
+            kept.push(stream);
+        }
+        let mut waiting = asking(address).await;
+        assert!(timeout(Duration::from_millis(200), answered(&mut waiting)).await.is_err());
+        drop(kept);
+        assert!(timeout(PATIENCE, answered(&mut waiting)).await.unwrap());
+        stopped.cancel();
+        timeout(PATIENCE, running.join_next()).await.unwrap();
+    }
 }

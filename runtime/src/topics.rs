@@ -11,7 +11,7 @@ use rdkafka::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 /// Replicas that a production topic has at least.
 pub const PRODUCTION_REPLICAS: i32 = 3;
@@ -65,6 +65,9 @@ pub enum TopicsError {
         /// The client's reason.
         reason: String,
     },
+    /// The client could not be created: its settings cannot work.
+    #[error("Kafka client: {0}")]
+    Client(String),
     /// Some topics are missing.
     #[error("topics are missing: {}; create them with `floodway topics apply`", .0.join(", "))]
     Missing(Vec<String>),
@@ -113,18 +116,39 @@ pub async fn check(kafka: &KafkaSettings, topics: &[Topic]) -> Result<TopicFacts
 
 struct Cluster<'k> {
     kafka: &'k KafkaSettings,
-    admin: Arc<AdminClient<DefaultClientContext>>,
+    admin: Admin,
+}
+
+/// The client. Dropping it joins a thread, which must not hold up the runtime.
+struct Admin(Option<Arc<AdminClient<DefaultClientContext>>>);
+
+impl Admin {
+    fn client(&self) -> &Arc<AdminClient<DefaultClientContext>> {
+        #[allow(clippy::expect_used, reason = "only `drop` takes the client")]
+        self.0.as_ref().expect("the client is there until it is dropped")
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        match Handle::try_current() {
+            // Nobody waits for it: the client has no work left.
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(client))),
+            Err(_) => drop(client),
+        }
+    }
 }
 
 impl<'k> Cluster<'k> {
     fn connect(kafka: &'k KafkaSettings) -> Result<Self, TopicsError> {
-        let admin = kafka.client().create().map_err(|error| unreachable(kafka, &error))?;
-        Ok(Self { kafka, admin: Arc::new(admin) })
+        let admin = kafka.client().create().map_err(|error| TopicsError::Client(error.to_string()))?;
+        Ok(Self { kafka, admin: Admin(Some(Arc::new(admin))) })
     }
 
     /// Metadata of the whole cluster; the client's call blocks, so it runs off the runtime.
     async fn metadata(&self) -> Result<Arc<Metadata>, TopicsError> {
-        let admin = Arc::clone(&self.admin);
+        let admin = Arc::clone(self.admin.client());
         let fetch = move || admin.inner().fetch_metadata(None, REQUEST_TIMEOUT).map(Arc::new);
         match tokio::task::spawn_blocking(fetch).await {
             Ok(result) => result.map_err(|error| unreachable(self.kafka, &error)),
@@ -155,6 +179,7 @@ impl<'k> Cluster<'k> {
             .request_timeout(Some(REQUEST_TIMEOUT));
         let results = self
             .admin
+            .client()
             .create_topics([&new], &options)
             .await
             .map_err(|error| unreachable(self.kafka, &error))?;
@@ -254,6 +279,7 @@ impl<'k> Cluster<'k> {
         let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
         let described = self
             .admin
+            .client()
             .describe_configs(&resources, &options)
             .await
             .map_err(|error| unreachable(self.kafka, &error))?;

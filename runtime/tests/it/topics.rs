@@ -1,5 +1,5 @@
 use floodway_runtime::{
-    kafka::KafkaSettings,
+    kafka::{KafkaSecurity, KafkaSettings, SecurityProtocol},
     testing::{self, TestTopics},
     topics::{self, Change, TopicPlan, TopicsError},
 };
@@ -70,4 +70,16 @@ async fn an_unreachable_broker_is_told_apart_from_a_wrong_topic() {
     let kafka = KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..testing::kafka() };
     let error = topics::check(&kafka, &[Topic::Events]).await.unwrap_err();
     assert!(matches!(error, TopicsError::Unreachable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_told_apart_from_an_unreachable_broker() {
+    let security = KafkaSecurity {
+        security_protocol: SecurityProtocol::Ssl,
+        ca_file: Some("/nowhere.pem".into()),
+        ..KafkaSecurity::default()
+    };
+    let kafka = KafkaSettings { security, ..testing::kafka() };
+    let error = topics::check(&kafka, &[Topic::Events]).await.unwrap_err();
+    assert!(matches!(error, TopicsError::Client(_)), "{error}");
 }
