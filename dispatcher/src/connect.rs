@@ -5,13 +5,14 @@ use bytes::Bytes;
 use floodway_schemas::{address, outcome::ErrorClass};
 use http::Uri;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use ipnet::IpNet;
 use std::{
+    error::Error,
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -19,16 +20,23 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use thiserror::Error;
 use tokio::net::TcpStream;
 
 /// The client of all endpoints; it pools connections per host.
-pub(crate) type EndpointClient = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
+pub(crate) type EndpointClient = Client<TimedConnector, Full<Bytes>>;
 
 /// Most bytes of a response's head.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Most headers of a response.
 const MAX_HEADERS: usize = 128;
+
+/// How often an HTTP/2 connection with requests under way is probed, and how long the answer may take: a connection that died
+/// silently would otherwise swallow every request to its host until the operating system gives it up.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connecting, all of it, may take this many times what one address may: two addresses and the TLS handshake. The client goes on
+/// connecting in the background when the attempt that asked for it has ended, so the attempt's timeout does not end it.
+const WHOLE_CONNECT: u32 = 3;
 
 /// Builds the client. It never follows redirects, and uses no proxy from the environment.
 pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Error> {
@@ -37,19 +45,49 @@ pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Erro
         connect_timeout: settings.connect_timeout,
         resolver: Resolver::default(),
     };
-    let https = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(connector);
+    let https = https(connector)?;
     let client = Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(settings.pool_idle_timeout)
         .pool_max_idle_per_host(settings.pool_max_idle_per_host)
         .http1_max_buf_size(MAX_HEAD_BYTES)
         .http1_max_headers(MAX_HEADERS)
-        .build(https);
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .build(TimedConnector { https, timeout: settings.connect_timeout * WHOLE_CONNECT });
     Ok(client)
+}
+
+fn https(connector: GuardedConnector) -> Result<HttpsConnector<GuardedConnector>, rustls::Error> {
+    let builder = HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
+        .https_or_http()
+        .enable_all_versions();
+    Ok(builder.wrap_connector(connector))
+}
+
+/// Bounds connecting as a whole, the TLS handshake included.
+#[derive(Debug, Clone)]
+pub(crate) struct TimedConnector {
+    https: HttpsConnector<GuardedConnector>,
+    timeout: Duration,
+}
+
+impl tower::Service<Uri> for TimedConnector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let timeout = self.timeout;
+        let connecting = tokio::time::timeout(timeout, self.https.call(uri));
+        Box::pin(async move { connecting.await.map_err(|_| ConnectError::TimedOut(timeout))? })
+    }
 }
 
 /// Opens TCP connections to addresses that deliveries may reach, and to no others.
@@ -61,7 +99,7 @@ pub(crate) struct GuardedConnector {
 }
 
 /// Why no connection was made.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
     /// The host's name did not resolve.
     #[error("the host name does not resolve")]
@@ -151,13 +189,28 @@ impl tower::Service<Uri> for GuardedConnector {
 mod tests {
     use super::*;
 
-    async fn class(uri: &'static str, opened: &[&str]) -> ErrorClass {
-        let connector = GuardedConnector {
+    fn connector(opened: &[&str]) -> GuardedConnector {
+        GuardedConnector {
             opened: opened.iter().map(|network| network.parse().unwrap()).collect(),
             connect_timeout: Duration::from_secs(5),
             resolver: Resolver::default(),
-        };
-        connector.connect(Uri::from_static(uri)).await.unwrap_err().class()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tls_handshake_that_is_not_answered_ends() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("https://{}/", silent.local_addr().unwrap()).parse().unwrap();
+        let https = https(connector(&["127.0.0.0/8"])).unwrap();
+        let mut timed = TimedConnector { https, timeout: Duration::from_millis(50) };
+        let connecting = tokio::time::timeout(Duration::from_secs(30), tower::Service::call(&mut timed, uri));
+        let error = connecting.await.unwrap().unwrap_err();
+        let class = error.downcast_ref::<ConnectError>().map(ConnectError::class);
+        assert_eq!(class, Some(ErrorClass::Connect), "{error}");
+    }
+
+    async fn class(uri: &'static str, opened: &[&str]) -> ErrorClass {
+        connector(opened).connect(Uri::from_static(uri)).await.unwrap_err().class()
     }
 
     #[tokio::test]
