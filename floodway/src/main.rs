@@ -9,11 +9,15 @@ mod process;
 use clap::Parser;
 use command::Cli;
 use error::Error;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 /// Allocation is a large part of the hot paths' cost; jemalloc keeps it low and returns memory after a burst.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// How long blocking work may take to end once the command has: longer waits are bounded where they are begun, and a thread that
+/// hangs must not keep the process.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -30,5 +34,7 @@ fn run(cli: Cli) -> Result<(), Error> {
     let settings = config::Settings::load(cli.config.as_deref())?;
     floodway_runtime::logging::start(&settings.log, settings.log_format).map_err(Error::settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(command::execute(cli.command, settings))
+    let result = runtime.block_on(command::execute(cli.command, settings));
+    runtime.shutdown_timeout(END_PATIENCE);
+    result
 }
