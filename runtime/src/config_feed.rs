@@ -2,6 +2,9 @@
 //!
 //! The topic has one partition, so its order is total. The feed has no consumer group: every process reads all of it
 //! from the beginning at start and never commits. Records are applied on the feed's own thread, one at a time.
+//!
+//! The feed says how old what it knows may be. The client reports the end of the partition once each time it gets there, so
+//! silence may mean that nothing changed or that nothing arrives: the feed asks for the end every second and compares.
 
 use crate::kafka::{KafkaError, KafkaSettings};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
@@ -10,12 +13,20 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::KafkaError as ClientError,
 };
-use std::{thread::JoinHandle, time::Duration};
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for a record before the thread looks at the shutdown token again.
 const POLL_WAIT: Duration = Duration::from_millis(200);
+
+/// Time between two questions for the end of the topic.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the answer; changes are not applied meanwhile.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Keeps the client from logging the end of the partition, which is news here and no error.
 struct FeedContext;
@@ -32,7 +43,24 @@ impl ConsumerContext for FeedContext {}
 #[derive(Debug)]
 pub struct ConfigFeed {
     caught_up: watch::Receiver<bool>,
+    freshness: Freshness,
     thread: Option<JoinHandle<()>>,
+}
+
+/// When the feed last was at the topic's end. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Freshness(watch::Receiver<Option<Instant>>);
+
+impl Freshness {
+    /// The instant as of which everything on the topic was applied; `None` before the end was reached for the first time.
+    pub fn current_as_of(&self) -> Option<Instant> {
+        *self.0.borrow()
+    }
+
+    /// Whether everything on the topic was applied not longer than `bound` ago.
+    pub fn is_within(&self, bound: Duration) -> bool {
+        self.current_as_of().is_some_and(|instant| instant.elapsed() <= bound)
+    }
 }
 
 impl ConfigFeed {
@@ -52,13 +80,17 @@ impl ConfigFeed {
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
             .create_with_context(FeedContext)?;
+        let topic = kafka.topic(Topic::Config);
         let mut partitions = TopicPartitionList::new();
-        partitions.add_partition_offset(&kafka.topic(Topic::Config), 0, Offset::Beginning)?;
+        partitions.add_partition_offset(&topic, 0, Offset::Beginning)?;
         consumer.assign(&partitions)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
+        let (current_tx, current) = watch::channel(None);
+        let mut position = Position { consumer, topic, next: None, at_end: false, current: current_tx };
         let thread = std::thread::Builder::new().name("config-feed".to_owned()).spawn(move || {
+            let mut checked_at = Instant::now();
             while !shutdown.is_cancelled() {
-                match consumer.poll(POLL_WAIT) {
+                match position.consumer.poll(POLL_WAIT) {
                     None => {}
                     Some(Ok(record)) => {
                         match ConfigChange::decode(record.key().unwrap_or_default(), record.payload()) {
@@ -67,15 +99,28 @@ impl ConfigFeed {
                                 tracing::warn!(offset = record.offset(), %error, "config record skipped")
                             }
                         }
+                        position.next = Some(record.offset() + 1);
+                        position.at_end = false;
                     }
                     Some(Err(ClientError::PartitionEOF(_))) => {
+                        position.at_end = true;
+                        position.current.send_replace(Some(Instant::now()));
                         caught_up_tx.send_if_modified(|done| !std::mem::replace(done, true));
                     }
                     Some(Err(error)) => tracing::debug!(%error, "config feed waits for Kafka"),
                 }
+                if checked_at.elapsed() >= CHECK_PAUSE {
+                    position.check();
+                    checked_at = Instant::now();
+                }
             }
         })?;
-        Ok(Self { caught_up, thread: Some(thread) })
+        Ok(Self { caught_up, freshness: Freshness(current), thread: Some(thread) })
+    }
+
+    /// How old what was applied may be.
+    pub fn freshness(&self) -> Freshness {
+        self.freshness.clone()
     }
 
     /// Whether everything that was on the topic at start has been applied.
@@ -99,6 +144,33 @@ impl ConfigFeed {
             && thread.join().is_err()
         {
             tracing::error!("the config feed panicked");
+        }
+    }
+}
+
+/// Where the feed is on the topic.
+struct Position {
+    consumer: BaseConsumer<FeedContext>,
+    topic: String,
+    /// One more than the offset of the last record applied.
+    next: Option<i64>,
+    /// The client reported the end, and no record came after that.
+    at_end: bool,
+    current: watch::Sender<Option<Instant>>,
+}
+
+impl Position {
+    /// Compares the position with the topic's end.
+    fn check(&mut self) {
+        let asked = Instant::now();
+        let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else { return };
+        let next = self.next.unwrap_or(low);
+        if next >= high {
+            self.current.send_replace(Some(asked));
+        } else if std::mem::take(&mut self.at_end) {
+            // Records are under way, or compaction left none between here and the end. Fetched again from here, the end is
+            // reported again, which tells.
+            let _ = self.consumer.seek(&self.topic, 0, Offset::Offset(next), Duration::ZERO);
         }
     }
 }

@@ -48,7 +48,37 @@ async fn the_feed_applies_what_is_there_then_what_comes_and_skips_what_it_cannot
     let deleted = timeout(DEADLINE, changes.recv()).await.unwrap().unwrap();
     assert_eq!(deleted, (ConfigChange::Deleted(created.key()), 2));
 
+    // Nothing changes any more, and the feed goes on to say that it knows.
+    let freshness = feed.freshness();
+    for _ in 0..2 {
+        let before = freshness.current_as_of();
+        assert!(before.is_some());
+        timeout(DEADLINE, async {
+            while freshness.current_as_of() == before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+    assert!(freshness.is_within(DEADLINE) && !freshness.is_within(Duration::ZERO));
+
     shutdown.cancel();
     tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
     topics.delete().await;
+}
+
+#[tokio::test]
+async fn a_feed_without_kafka_never_claims_to_be_current() {
+    let mut kafka = floodway_runtime::testing::kafka();
+    // Reserved and closed on every sane machine.
+    kafka.brokers = "127.0.0.1:1".to_owned();
+    let shutdown = CancellationToken::new();
+    let feed = ConfigFeed::start(&kafka, shutdown.clone(), |_, _| {}).unwrap();
+    let freshness = feed.freshness();
+    // Longer than a check takes.
+    assert!(timeout(Duration::from_secs(3), feed.caught_up()).await.is_err());
+    assert_eq!(freshness.current_as_of(), None);
+    shutdown.cancel();
+    tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
 }
