@@ -13,6 +13,10 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__LANE_QUEUE`: deliveries that wait in memory for one subscription; default 16384. What comes on top is
     /// deferred to the retry scheduler.
     pub lane_queue: usize,
+    /// `FLOODWAY_DISPATCHER__LANE_WAIT`: longest wait of a delivery in memory for its turn; default `5s`. What would wait longer, and
+    /// what did, is deferred to the retry scheduler.
+    #[serde(with = "humantime_serde")]
+    pub lane_wait: Duration,
     /// `FLOODWAY_DISPATCHER__LANE_SHARE`: one subscription holds at most this fraction of the budget that is free, written as
     /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up.
     pub lane_share: usize,
@@ -23,7 +27,9 @@ pub struct Settings {
     /// intake waits.
     pub max_bytes: usize,
     /// `FLOODWAY_DISPATCHER__TRACKER_WINDOW`: records of one partition from the oldest unsettled one to the newest received one;
-    /// default 65536 (16 bytes each). At the bound, intake of the partition waits.
+    /// default 262144 (16 bytes each). At the bound, intake of the partition waits. A record stays unsettled for up to `lane_wait`
+    /// and an attempt's timeout, so an endpoint that hangs limits intake to this many records in that time: 13,000 a second and
+    /// partition with the default timeout of 15 s, 4,000 with `max_timeout`.
     pub tracker_window: usize,
     /// `FLOODWAY_DISPATCHER__MAX_TIMEOUT`: longest attempt, whatever the subscription asks for; default `60s`.
     #[serde(with = "humantime_serde")]
@@ -68,10 +74,11 @@ impl Default for Settings {
         Self {
             lane_in_flight: 64,
             lane_queue: 16_384,
+            lane_wait: Duration::from_secs(5),
             lane_share: 4,
             max_deliveries: 65_536,
             max_bytes: 256 * 1024 * 1024,
-            tracker_window: 65_536,
+            tracker_window: 262_144,
             max_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
             pool_idle_timeout: Duration::from_secs(30),

@@ -7,7 +7,7 @@ use crate::{
     config::Settings,
     connect::EndpointClient,
     delivery::{Delivery, Order, Settlement, Verdict},
-    lane::{Limits, MIN_DEFERRAL, Offer},
+    lane::{Limits, MIN_DEFERRAL, Next, Offer},
     life::Life,
     metrics::{Deferral, Metrics},
     outcomes::Outcomes,
@@ -16,11 +16,18 @@ use floodway_runtime::clock;
 use floodway_schemas::outcome::{Cause, DeadReason};
 use metrics::Gauge;
 use std::{
+    future::poll_fn,
+    panic::AssertUnwindSafe,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Wait before a delivery that panicked is made again: long enough for a person to notice before many of them repeat.
+const PANIC_DEFERRAL: Duration = Duration::from_secs(60);
 
 /// Makes deliveries on the async runtime.
 pub(crate) struct Deliverer {
@@ -55,6 +62,7 @@ impl Deliverer {
             in_flight: settings.lane_in_flight,
             queue: settings.lane_queue,
             share: settings.lane_share,
+            wait: settings.lane_wait,
             max_deferral: settings.max_deferral,
         }
     }
@@ -75,6 +83,16 @@ impl Deliverer {
                 self.metrics.deferred(Deferral::Busy);
                 self.settle(delivery.order, Settlement::deferred(clock::now().plus(delay)));
             }
+        }
+    }
+
+    /// Defers what waited in the lanes for too long.
+    pub(crate) fn defer_overdue(&self, overdue: Vec<(Delivery, Duration)>) {
+        // Counts far below 2^52.
+        self.metrics.queued.decrement(overdue.len() as f64);
+        for (delivery, delay) in overdue {
+            self.metrics.deferred(Deferral::Busy);
+            self.settle(delivery.order, Settlement::deferred(clock::now().plus(delay)));
         }
     }
 
@@ -99,29 +117,49 @@ impl Deliverer {
         let mut next = Some(first);
         while let Some(delivery) = next {
             let lane = Arc::clone(&delivery.endpoint.lane);
-            let bytes = delivery.bytes();
+            let (bytes, began) = (delivery.bytes(), Instant::now());
             tokio::select! {
                 biased;
                 () = self.cut_off.cancelled() => {}
                 () = self.deliver(delivery) => {}
             }
-            next = lane.finish(bytes, Instant::now());
-            if next.is_some() {
+            let Next { start, overdue } =
+                lane.finish(bytes, &self.limits, began, Instant::now(), rand::random());
+            self.defer_overdue(overdue);
+            if start.is_some() {
                 self.metrics.queued.decrement(1.0);
             }
+            next = start;
         }
     }
 
     async fn deliver(&self, delivery: Delivery) {
+        // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
+        let settlement = unless_panic(self.attempt(&delivery)).await.unwrap_or_else(|| {
+            let subscription = delivery.endpoint.subscription.id;
+            tracing::error!(%subscription, "a delivery panicked and is deferred");
+            self.metrics.deferred(Deferral::Panic);
+            Settlement::deferred(clock::now().plus(PANIC_DEFERRAL))
+        });
+        let settle = || self.settle(delivery.order, settlement);
+        if std::panic::catch_unwind(AssertUnwindSafe(settle)).is_err() {
+            tracing::error!(
+                "an outcome could not be produced: its delivery is left to the next owner of the partition"
+            );
+        }
+    }
+
+    /// Makes the attempt, unless the delivery is too old for it, and decides what follows.
+    async fn attempt(&self, delivery: &Delivery) -> Settlement {
         let Delivery { order, endpoint, received } = delivery;
         let policy = &endpoint.subscription.retry;
         if clock::now() > policy.expires_at(order.since) {
-            return self.settle(order, Settlement::dead(DeadReason::Expired));
+            return Settlement::dead(DeadReason::Expired);
         }
         let timeout = Duration::from_millis(endpoint.subscription.timeout_ms.into()).min(self.max_timeout);
         let report = {
             let _under_way = UnderWay::new(&self.metrics.in_flight);
-            attempt::attempt(&self.client, &endpoint, &order.event, timeout, clock::now()).await
+            attempt::attempt(&self.client, endpoint, &order.event, timeout, clock::now()).await
         };
         self.metrics.attempt_seconds.record(report.duration);
         if order.attempt == 1 && matches!(order.cause, Cause::Event { .. }) {
@@ -138,8 +176,18 @@ impl Deliverer {
                 max_retry_after: self.max_retry_after,
             },
         );
-        self.settle(order, settlement(decision, report));
+        settlement(decision, report)
     }
+}
+
+/// The result of `work`, `None` when it panicked. Whatever it had under way is dropped with it.
+async fn unless_panic<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)))
+            .map_or(Poll::Ready(None), |poll| poll.map(Some))
+    })
+    .await
 }
 
 fn settlement(decision: classify::Decision, report: Report) -> Settlement {
@@ -170,5 +218,24 @@ impl<'g> UnderWay<'g> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_the_work_that_panicked_and_nothing_else() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            assert!(Instant::now().elapsed() > Duration::from_secs(3600), "as meant by the test");
+        };
+        assert_eq!(unless_panic(panics).await, None);
+        let works = async {
+            tokio::task::yield_now().await;
+            5
+        };
+        assert_eq!(unless_panic(works).await, Some(5));
     }
 }

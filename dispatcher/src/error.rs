@@ -15,6 +15,9 @@ pub enum Error {
     /// A Kafka client could not be made at all; an unreachable cluster is not among the reasons.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
+    /// The thread that reads subscriptions ended before it knew all of them: a defect, see the log.
+    #[error("the feed of subscriptions ended unexpectedly")]
+    ConfigFeed,
     /// The TLS library refused its own defaults.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),

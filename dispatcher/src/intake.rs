@@ -6,6 +6,8 @@
 //! Everything about ownership happens on the consumer's thread, in its rebalance callback:
 //! - *assign*: read the committed offset and metadata, split the partitions' queues, and only then begin to fetch. A partition
 //!   without metadata of ours begins a new run, which is committed at once, so that it survives a crash.
+//!   Where the log does not hold the committed position, it is no longer the log that was consumed: a partition that ends before
+//!   it was made anew, and is consumed from its start in a new run; of one that begins after it records are gone, which is logged.
 //! - *revoke*: end the partitions' threads, which hold no lock and wait for no HTTP; commit a last time; give up the
 //!   partitions. Attempts under way go on and their outcomes are produced, but they reach a tracker that is committed no more,
 //!   so the next owner makes just these again.
@@ -29,7 +31,7 @@ use floodway_schemas::{UnixMillis, ids::RunId, topic::Topic};
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, base_consumer::PartitionQueue},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
 use std::{
@@ -45,12 +47,14 @@ use uuid::Uuid;
 
 /// Longest wait for a record or an event before a thread looks whether it is to end.
 const POLL_WAIT: Duration = Duration::from_millis(200);
-/// Longest wait for room before a thread looks whether it is to end.
-const ROOM_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait for room in a tracker's window before a thread looks whether it is to end.
+const WINDOW_WAIT: Duration = Duration::from_millis(100);
 /// How long the committed offsets are asked for before the consumer is built anew.
 const COMMITTED_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two such questions, and before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often a partition's bounds are asked for before it counts as made anew: a new leader may not know the end at once.
+const BOUNDS_ASKED: u32 = 6;
 /// Pause between two looks whether Kafka is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -102,10 +106,12 @@ impl Intake {
             name: name.clone(),
             consumer: OnceLock::new(),
             assigned: Mutex::default(),
-            broken: AtomicBool::new(false),
+            broken: Arc::default(),
         };
-        let consumer: Arc<BaseConsumer<Owner>> =
-            Arc::new(intake.kafka.consumer(intake.group).create_with_context(owner)?);
+        let mut config = intake.kafka.consumer(intake.group);
+        // A position that the log does not hold is looked into, and not replaced by its start: what is there would pass for settled.
+        config.set("auto.offset.reset", "error");
+        let consumer: Arc<BaseConsumer<Owner>> = Arc::new(config.create_with_context(owner)?);
         // Fresh, so it is not set yet.
         let _ = consumer.context().consumer.set(Arc::downgrade(&consumer));
         let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));
@@ -127,7 +133,7 @@ impl Intake {
             }
             match consumer.poll(POLL_WAIT.min(self.commit_interval)) {
                 None => {}
-                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error),
+                Some(Err(error)) if is_fatal(&error) => return Err(error),
                 Some(Err(error)) => self.health.suspect(self.group, &error.to_string()),
                 // Every partition has a queue of its own; a record here would be lost if it were passed over.
                 Some(Ok(_)) => {
@@ -137,7 +143,10 @@ impl Intake {
                 }
             }
             if owner.broken.load(Ordering::Acquire) {
-                return Err(KafkaError::Subscription("an assignment could not be taken over".to_owned()));
+                return Err(KafkaError::Subscription("a partition cannot be consumed".to_owned()));
+            }
+            if owner.lock().values().any(|assigned| assigned.has_died(self)) {
+                return Err(KafkaError::Subscription("the thread of a partition died".to_owned()));
             }
             if committed_at.elapsed() >= self.commit_interval {
                 committed_at = Instant::now();
@@ -173,8 +182,8 @@ struct Owner {
     consumer: OnceLock<Weak<BaseConsumer<Owner>>>,
     /// Touched by the consumer's thread only.
     assigned: Mutex<HashMap<i32, Assigned>>,
-    /// An assignment could not be taken over: the consumer is of no use.
-    broken: AtomicBool,
+    /// An assignment could not be taken over, or a partition cannot be consumed on: the consumer is of no use.
+    broken: Arc<AtomicBool>,
 }
 
 struct Assigned {
@@ -191,6 +200,13 @@ struct Start {
     progress: Progress,
     /// Nothing of ours was committed: the run is new.
     is_new: bool,
+}
+
+impl Start {
+    /// The start of a new run.
+    fn anew(partition: i32, progress: Progress) -> Self {
+        Self { partition, run: RunId(Uuid::new_v4()), progress, is_new: true }
+    }
 }
 
 impl Owner {
@@ -227,9 +243,10 @@ impl Owner {
         tracing::info!(topic = self.name, partition = id, offset = progress.watermark(), %run, is_new, "partition assigned");
         let partition = Arc::new(Partition::new(id, run, progress, self.intake.max_window));
         let (draining, intake) = (Arc::clone(&partition), Arc::clone(&self.intake));
+        let broken = Arc::clone(&self.broken);
         let thread = std::thread::Builder::new()
             .name(format!("{}-{id}", self.intake.topic.base_name()))
-            .spawn(move || drain(&queue, &draining, &intake))
+            .spawn(move || drain(&queue, &draining, &intake, &broken))
             .map_err(|error| KafkaError::Subscription(format!("no thread for partition {id}: {error}")))?;
         let assigned = Assigned { partition, thread: Some(thread), acknowledged: None };
         self.lock().insert(id, assigned);
@@ -283,19 +300,67 @@ impl Owner {
         let start = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
             element.error()?;
             let partition = element.partition();
-            let offset = match element.offset() {
-                Offset::Offset(offset) => {
-                    if let Some((run, progress)) = commit::decode(offset, element.metadata()) {
-                        return Ok(Start { partition, run, progress, is_new: false });
-                    }
-                    offset
-                }
-                _ => consumer.fetch_watermarks(&self.name, partition, REQUEST_TIMEOUT)?.0,
+            let (run, progress) = match element.offset() {
+                Offset::Offset(offset) => match commit::decode(offset, element.metadata()) {
+                    Some((run, progress)) => (Some(run), Some(progress)),
+                    None => (None, Some(Progress::starting_at(offset))),
+                },
+                _ => (None, None),
             };
-            let run = RunId(Uuid::new_v4());
-            Ok(Start { partition, run, progress: Progress::starting_at(offset), is_new: true })
+            let bounds = self.bounds(consumer, partition, progress.as_ref())?;
+            let progress = match progress {
+                None => return Ok(Start::anew(partition, Progress::starting_at(bounds.0))),
+                Some(progress) => progress,
+            };
+            let position = progress.watermark();
+            match progress.within(bounds) {
+                None => {
+                    tracing::error!(
+                        topic = self.name,
+                        partition,
+                        position,
+                        begins = bounds.0,
+                        ends = bounds.1,
+                        "the partition ends before what was consumed, so it was made anew: consumed from its start"
+                    );
+                    Ok(Start::anew(partition, Progress::starting_at(bounds.0)))
+                }
+                Some(progress) => {
+                    if progress.watermark() > position {
+                        tracing::error!(
+                            topic = self.name,
+                            partition,
+                            position,
+                            begins = bounds.0,
+                            "records were deleted before they were consumed: going on with the first one that is left"
+                        );
+                    }
+                    Ok(match run {
+                        Some(run) => Start { partition, run, progress, is_new: false },
+                        None => Start::anew(partition, progress),
+                    })
+                }
+            }
         };
         committed.elements().iter().map(start).collect()
+    }
+
+    /// The first offset of a partition, and one more than its last. Asks again when that speaks against what was consumed.
+    fn bounds(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+        progress: Option<&Progress>,
+    ) -> KafkaResult<(i64, i64)> {
+        let mut bounds = consumer.fetch_watermarks(&self.name, partition, REQUEST_TIMEOUT)?;
+        for _ in 1..BOUNDS_ASKED {
+            if progress.is_none_or(|progress| progress.high <= bounds.1) {
+                break;
+            }
+            std::thread::sleep(RETRY_PAUSE);
+            bounds = consumer.fetch_watermarks(&self.name, partition, REQUEST_TIMEOUT)?;
+        }
+        Ok(bounds)
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> KafkaResult<()> {
@@ -377,6 +442,13 @@ impl Assigned {
         self.partition.stop();
     }
 
+    /// Whether the thread ended although nobody told it to.
+    fn has_died(&self, intake: &Intake) -> bool {
+        let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        // Looked at in this order: a thread that was told to end, and did, has not died.
+        ended && !self.partition.is_stopped() && intake.life.is_running()
+    }
+
     fn join(&mut self) {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(partition = self.partition.id(), "the thread of a partition panicked");
@@ -400,8 +472,11 @@ impl ConsumerContext for Owner {
         let result = match event {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let result = self.assign(consumer, partitions);
-                if result.is_ok() {
-                    self.intake.health.up();
+                match &result {
+                    Ok(()) => self.intake.health.up(),
+                    // The client waits for its answer to an assignment, for ever, also when it is closed. Nothing of this
+                    // one is consumed: the consumer is of no use from here on. Refused when it was answered before.
+                    Err(_) => drop(consumer.incremental_assign(partitions)),
                 }
                 result
             }
@@ -415,9 +490,9 @@ impl ConsumerContext for Owner {
 }
 
 /// The body of a partition's thread.
-fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Intake) {
+fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Intake, broken: &AtomicBool) {
     while !partition.is_stopped() && intake.life.is_running() {
-        if !intake.router.wait_for_room(ROOM_WAIT) || !partition.wait_for_room(ROOM_WAIT) {
+        if !intake.router.wait_for_room(intake.topic) || !partition.wait_for_room(WINDOW_WAIT) {
             continue;
         }
         match queue.poll(POLL_WAIT) {
@@ -429,10 +504,25 @@ fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Int
                     timestamp: UnixMillis(message.timestamp().to_millis().unwrap_or(0)),
                     payload: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
                 };
-                intake.life.while_running(|| intake.router.accept(partition, &record));
+                intake.router.accept(partition, &record);
+            }
+            Some(Err(error)) if is_fatal(&error) => {
+                tracing::error!(topic = intake.topic.base_name(), partition = partition.id(), %error, "a partition cannot be consumed");
+                broken.store(true, Ordering::Release);
+                return;
             }
             Some(Err(error)) => intake.health.suspect(intake.group, &error.to_string()),
         }
+    }
+}
+
+/// Whether the consumer cannot go on: it failed for good, or its position is none of the log's.
+fn is_fatal(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AutoOffsetReset, OffsetOutOfRange};
+    match error {
+        KafkaError::MessageConsumptionFatal(_) => true,
+        KafkaError::MessageConsumption(code) => matches!(code, AutoOffsetReset | OffsetOutOfRange),
+        _ => false,
     }
 }
 

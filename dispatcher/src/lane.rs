@@ -1,4 +1,8 @@
-//! One subscription's deliveries: so many at a time, so many waiting, the rest deferred.
+//! One subscription's deliveries: so many at a time, so many waiting and not for long, the rest deferred.
+//!
+//! A delivery that waits keeps its partition's progress open: what waited for an hour would stop the intake of everybody's
+//! events. A lane therefore takes only what it expects to begin within a bound, and puts off what waited longer all the same. What
+//! remains is the time of an attempt under way, for which the trackers' windows have room.
 //!
 //! A lane is what keeps a slow or hung endpoint from delaying others: its deliveries wait here and nowhere else, and it never
 //! holds more than a share of the budget that is free. With `n` lanes full and a share of 1/4, `4 / (4 + n)` of the budget
@@ -27,6 +31,8 @@ pub(crate) struct Limits {
     pub(crate) queue: usize,
     /// Divisor of the free budget that the lane may hold.
     pub(crate) share: usize,
+    /// Longest wait for a delivery's turn.
+    pub(crate) wait: Duration,
     /// Longest deferral.
     pub(crate) max_deferral: Duration,
 }
@@ -38,18 +44,29 @@ pub(crate) struct Lane<T>(Mutex<State<T>>);
 #[derive(Debug)]
 struct State<T> {
     active: usize,
-    waiting: VecDeque<(T, usize)>,
+    waiting: VecDeque<Waiting<T>>,
     /// Bytes under way and waiting.
     bytes: usize,
     drain: Drain,
 }
 
+#[derive(Debug)]
+struct Waiting<T> {
+    item: T,
+    bytes: usize,
+    since: Instant,
+}
+
 /// How fast the lane drains, and how much it has put off.
 #[derive(Debug, Default)]
 struct Drain {
-    /// Seconds per delivery, smoothed.
+    /// Seconds between the ends of two deliveries, smoothed.
     interval: Option<f64>,
     last: Option<Instant>,
+    /// Seconds that a delivery takes, smoothed. Deliveries that time out together look fast by the interval, and not by this.
+    service: Option<f64>,
+    /// When a delivery last began or ended. Nothing since, although one could have: the lane is stalled.
+    moved: Option<Instant>,
     /// Deliveries deferred and, as far as the lane can tell, not yet made up for. An estimate: it tells later deferrals how long the
     /// queue is that stands elsewhere. It shrinks with each delivery made and is forgotten when the lane has nothing to do.
     deferred: usize,
@@ -64,6 +81,15 @@ pub(crate) enum Offer<T> {
     Wait,
     /// There is no room: it is to be deferred for so long.
     Defer(T, Duration),
+}
+
+/// What follows the end of a delivery.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Next<T> {
+    /// The delivery to be made in its place; [`Lane::finish`] must follow.
+    pub(crate) start: Option<T>,
+    /// What waited for too long, each with the time to defer it for.
+    pub(crate) overdue: Vec<(T, Duration)>,
 }
 
 impl<T> Default for Lane<T> {
@@ -88,42 +114,57 @@ impl<T> Lane<T> {
         let within_share =
             held < free.count / limits.share && state.bytes + bytes <= free.bytes / limits.share;
         // An idle lane always takes one, so that a short budget or a large event never shuts a subscription out.
-        if held > 0 && !(within_share && held < limits.in_flight + limits.queue) {
+        let has_room = within_share && held < limits.in_flight + limits.queue;
+        if held > 0 && !(has_room && state.expected_wait(limits, now) <= limits.wait.as_secs_f64()) {
             let delay = state.drain.plan(held, limits, now);
             return Offer::Defer(item, delay.mul_f64(1.0 + SPREAD * random));
         }
         state.bytes += bytes;
         if state.active < limits.in_flight {
             state.active += 1;
+            state.drain.moved = Some(now);
             return Offer::Start(item);
         }
-        state.waiting.push_back((item, bytes));
+        state.waiting.push_back(Waiting { item, bytes, since: now });
         Offer::Wait
     }
 
-    /// Ends a delivery of `bytes` and gives the next one to be made in its place.
-    pub(crate) fn finish(&self, bytes: usize, now: Instant) -> Option<T> {
+    /// Ends a delivery of `bytes` that began at `began`. `random` is in `[0, 1)`.
+    pub(crate) fn finish(
+        &self,
+        bytes: usize,
+        limits: &Limits,
+        began: Instant,
+        now: Instant,
+        random: f64,
+    ) -> Next<T> {
         let mut state = self.lock();
         state.bytes = state.bytes.saturating_sub(bytes);
-        state.drain.finished(now);
-        if let Some((item, _)) = state.waiting.pop_front() {
-            return Some(item);
+        state.drain.finished(began, now);
+        // Its turn has come, however late: it is made rather than put off.
+        let start = state.waiting.pop_front().map(|next| next.item);
+        if start.is_none() {
+            state.active = state.active.saturating_sub(1);
         }
-        state.active = state.active.saturating_sub(1);
         if state.active == 0 {
             // The pause that follows says nothing about how fast the endpoint is, and there is room for whatever comes.
             state.drain.last = None;
             state.drain.deferred = 0;
         }
-        None
+        Next { start, overdue: state.take_overdue(limits, now, random) }
+    }
+
+    /// Takes what waited for too long out of the lane, each with the time to defer it for. `random` is in `[0, 1)`.
+    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant, random: f64) -> Vec<(T, Duration)> {
+        self.lock().take_overdue(limits, now, random)
     }
 
     /// Takes everything that waits out of the lane.
     pub(crate) fn take_waiting(&self) -> Vec<T> {
         let mut state = self.lock();
-        let (items, bytes): (Vec<T>, Vec<usize>) = std::mem::take(&mut state.waiting).into_iter().unzip();
-        state.bytes = state.bytes.saturating_sub(bytes.into_iter().sum());
-        items
+        let waiting = std::mem::take(&mut state.waiting);
+        state.bytes = state.bytes.saturating_sub(waiting.iter().map(|waiting| waiting.bytes).sum());
+        waiting.into_iter().map(|waiting| waiting.item).collect()
     }
 
     /// No critical section calls out: a panic elsewhere cannot leave one half done.
@@ -132,8 +173,37 @@ impl<T> Lane<T> {
     }
 }
 
+impl<T> State<T> {
+    /// Seconds until a delivery offered now would begin, as far as the lane can tell.
+    fn expected_wait(&self, limits: &Limits, now: Instant) -> f64 {
+        if self.active < limits.in_flight {
+            return 0.0;
+        }
+        let by_rate =
+            self.drain.service.unwrap_or(0.0) / self.active as f64 * (self.waiting.len() + 1) as f64;
+        // What took so long already will not take less.
+        by_rate.max(self.drain.stalled(now))
+    }
+
+    fn take_overdue(&mut self, limits: &Limits, now: Instant, random: f64) -> Vec<(T, Duration)> {
+        let is_overdue = |waiting: &Waiting<T>| now.saturating_duration_since(waiting.since) > limits.wait;
+        let mut overdue = Vec::new();
+        while self.waiting.front().is_some_and(is_overdue)
+            && let Some(Waiting { item, bytes, .. }) = self.waiting.pop_front()
+        {
+            self.bytes = self.bytes.saturating_sub(bytes);
+            let delay = self.drain.plan(self.active, limits, now);
+            overdue.push((item, delay.mul_f64(1.0 + SPREAD * random)));
+        }
+        overdue
+    }
+}
+
 impl Drain {
-    fn finished(&mut self, now: Instant) {
+    fn finished(&mut self, began: Instant, now: Instant) {
+        let took = now.saturating_duration_since(began).as_secs_f64();
+        self.service = Some(self.service.map_or(took, |old| old + SMOOTHING * (took - old)));
+        self.moved = Some(now);
         self.deferred = self.deferred.saturating_sub(1);
         if let Some(last) = self.last.replace(now) {
             let newest = now.saturating_duration_since(last).as_secs_f64();
@@ -145,14 +215,22 @@ impl Drain {
     /// as fast as the endpoint takes them, and a passing stall lengthens only the waits that are planned during it.
     fn plan(&mut self, backlog: usize, limits: &Limits, now: Instant) -> Duration {
         let longest = limits.max_deferral.as_secs_f64();
-        let stalled = self.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
-        let interval = self.interval.unwrap_or(0.0).max(stalled / backlog.max(1) as f64);
+        let interval = self
+            .interval
+            .unwrap_or(0.0)
+            .max(self.service.unwrap_or(0.0) / limits.in_flight as f64)
+            .max(self.stalled(now) / backlog.max(1) as f64);
         let wait = interval * (backlog + self.deferred) as f64;
         // Beyond the longest deferral a longer queue changes nothing; counting on would only make it slow to forget.
         if wait < longest {
             self.deferred += 1;
         }
         Duration::from_secs_f64(wait.min(longest)).max(MIN_DEFERRAL)
+    }
+
+    /// Seconds since a delivery began or ended.
+    fn stalled(&self, now: Instant) -> f64 {
+        self.moved.map_or(0.0, |moved| now.saturating_duration_since(moved).as_secs_f64())
     }
 }
 
@@ -161,8 +239,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { in_flight: 2, queue: 3, share: 8, max_deferral: Duration::from_secs(60) };
+    const LIMITS: Limits = Limits {
+        in_flight: 2,
+        queue: 3,
+        share: 8,
+        wait: Duration::from_secs(3600),
+        max_deferral: Duration::from_secs(60),
+    };
     const PLENTY: Amount = Amount { count: 1_000, bytes: 1_000_000 };
+
+    /// Ends a delivery that took no time.
+    fn finish<T>(lane: &Lane<T>, now: Instant) -> Option<T> {
+        let next = lane.finish(1, &LIMITS, now, now, 0.0);
+        assert!(next.overdue.is_empty());
+        next.start
+    }
 
     #[test]
     fn a_lane_starts_then_queues_then_defers() {
@@ -175,11 +266,11 @@ mod tests {
             assert_eq!(offer(item), Offer::Wait);
         }
         assert_eq!(offer(6), Offer::Defer(6, MIN_DEFERRAL));
-        assert_eq!(lane.finish(1, now), Some(3));
+        assert_eq!(finish(&lane, now), Some(3));
         assert_eq!(offer(7), Offer::Wait);
         assert_eq!(lane.take_waiting(), [4, 5, 7]);
-        assert_eq!(lane.finish(1, now), None);
-        assert_eq!(lane.finish(1, now), None);
+        assert_eq!(finish(&lane, now), None);
+        assert_eq!(finish(&lane, now), None);
         assert_eq!(offer(8), Offer::Start(8));
     }
 
@@ -205,7 +296,7 @@ mod tests {
         // One delivery per 2 s, so five of them take 10 s.
         for second in [2, 4, 6] {
             let now = start + Duration::from_secs(second);
-            lane.finish(1, now);
+            finish(&lane, now);
             lane.offer(9, 1, PLENTY, &LIMITS, now, 0.0);
         }
         let now = start + Duration::from_secs(6);
@@ -231,18 +322,69 @@ mod tests {
         };
         // One delivery after 40 s, then one per millisecond.
         let mut now = start + Duration::from_secs(40);
-        lane.finish(1, start);
-        lane.finish(1, now);
+        finish(&lane, start);
+        finish(&lane, now);
         for _ in 0..500 {
             lane.offer(0, 1, plenty, &limits, now, 0.0);
         }
         assert_eq!(defer(now), limits.max_deferral);
         for _ in 0..600 {
             now += Duration::from_millis(1);
-            lane.finish(1, now);
+            finish(&lane, now);
             lane.offer(0, 1, plenty, &limits, now, 0.0);
         }
         assert!(defer(now) < Duration::from_secs(3), "{:?}", defer(now));
+    }
+
+    /// Lanes of two with room for many, in which nothing is to wait for more than five seconds.
+    const SHORT: Limits = Limits { queue: 10_000, wait: Duration::from_secs(5), ..LIMITS };
+    const VAST: Amount = Amount { count: 1_000_000, bytes: 1_000_000_000 };
+
+    #[test]
+    fn what_waits_at_an_endpoint_that_hangs_is_deferred_before_long_and_no_more_is_taken() {
+        let lane = Lane::default();
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let offer = |item, second| lane.offer(item, 1, VAST, &SHORT, at(second), 0.0);
+        for item in 0..2 {
+            assert!(matches!(offer(item, 0), Offer::Start(_)));
+        }
+        assert_eq!(offer(2, 1), Offer::Wait);
+        assert_eq!(offer(3, 4), Offer::Wait);
+        // Nothing ended in six seconds.
+        assert!(matches!(offer(4, 6), Offer::Defer(..)));
+        let items =
+            |overdue: Vec<(i32, Duration)>| overdue.into_iter().map(|(item, _)| item).collect::<Vec<_>>();
+        assert_eq!(items(lane.take_overdue(&SHORT, at(6), 0.0)), [0; 0]);
+        assert_eq!(items(lane.take_overdue(&SHORT, at(7), 0.0)), [2]);
+        assert!(matches!(offer(5, 7), Offer::Defer(5, delay) if delay > SHORT.wait));
+        // Both time out at the same instant, which does not make the endpoint fast.
+        assert_eq!(lane.finish(1, &SHORT, at(0), at(15), 0.0), Next { start: Some(3), overdue: Vec::new() });
+        assert_eq!(lane.finish(1, &SHORT, at(0), at(15), 0.0).start, None);
+        assert!(matches!(offer(6, 15), Offer::Start(_)));
+        assert!(matches!(offer(7, 15), Offer::Defer(..)));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_just_slow_is_taken_as_much_for_as_it_does_in_the_longest_wait() {
+        let lane = Lane::default();
+        let start = Instant::now();
+        for item in 0..2 {
+            lane.offer(item, 1, VAST, &SHORT, start, 0.0);
+        }
+        let now = start + Duration::from_secs(1);
+        for item in [2, 3] {
+            lane.finish(1, &SHORT, start, now, 0.0);
+            assert!(matches!(lane.offer(item, 1, VAST, &SHORT, now, 0.0), Offer::Start(_)));
+        }
+        // Two at a time, each takes a second: ten in five seconds.
+        let waiting =
+            (0..100).filter(|&item| lane.offer(item, 1, VAST, &SHORT, now, 0.0) == Offer::Wait).count();
+        assert_eq!(waiting, 10);
+        // A finish takes along what waited for too long.
+        let late = now + Duration::from_secs(6);
+        let next = lane.finish(1, &SHORT, now, late, 0.0);
+        assert_eq!((next.start, next.overdue.len()), (Some(0), 9));
     }
 
     proptest! {
@@ -255,7 +397,7 @@ mod tests {
             }
             for millis in finishes {
                 now += Duration::from_millis(millis);
-                lane.finish(1, now);
+                finish(&lane, now);
                 lane.offer(0, 1, PLENTY, &LIMITS, now, random);
             }
             for item in 0..offers {

@@ -51,7 +51,11 @@ use life::{Life, Phase};
 use metrics::Metrics;
 use outcomes::Outcomes;
 use route::Router;
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 use subscriptions::Subscriptions;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -63,6 +67,8 @@ pub const CONSUMER_GROUPS: [(Topic, &str); 3] =
 const TOPICS: [Topic; 5] = [Topic::Events, Topic::Due, Topic::Replays, Topic::Outcomes, Topic::Config];
 /// Pause between two looks whether the topics are there; spread by half.
 const TOPICS_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two looks for what waited too long; it comes on top of the longest wait.
+const SWEEP_PAUSE: Duration = Duration::from_millis(500);
 /// How long the last outcomes may take to be acknowledged at shutdown.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// How long threads may take to end.
@@ -109,13 +115,38 @@ impl Dispatcher {
             return parts.stop(Vec::new(), self.settings.drain_timeout).await;
         };
         // Without all subscriptions an event would pass unmatched.
-        let caught_up = unless_cancelled(&shutdown, parts.feed_caught_up()).await;
-        if caught_up.is_some() {
-            self.config_health.up();
+        match unless_cancelled(&shutdown, parts.feed_caught_up()).await {
+            Some(true) => {}
+            Some(false) => {
+                parts.stop(Vec::new(), self.settings.drain_timeout).await?;
+                return Err(Error::ConfigFeed);
+            }
+            None => return parts.stop(Vec::new(), self.settings.drain_timeout).await,
         }
-        let intakes = if caught_up == Some(true) { self.start_intakes(&parts)? } else { Vec::new() };
-        shutdown.cancelled().await;
+        let intakes = self.start_intakes(&parts)?;
+        unless_cancelled(&shutdown, self.look_after(&parts)).await;
+        // Lanes need no sweep from here on: what waits in them is made or deferred before the drain deadline.
         parts.stop(intakes, self.settings.drain_timeout).await
+    }
+
+    /// Sees to it that nothing waits for too long in the lanes, and that health knows the age of the configuration. Never returns.
+    async fn look_after(&self, parts: &Parts) {
+        loop {
+            if parts.router.is_config_current() {
+                self.config_health.up();
+            } else {
+                self.config_health
+                    .down("the configuration may be old: events are not taken until it is known again");
+            }
+            let (subscriptions, deliverer) = (Arc::clone(&parts.subscriptions), Arc::clone(&parts.deliverer));
+            let swept = off_runtime(move || {
+                deliverer.defer_overdue(subscriptions.take_overdue(&deliverer.limits, Instant::now()));
+            });
+            if swept.await.is_none() {
+                tracing::error!("the sweep of the lanes panicked");
+            }
+            tokio::time::sleep(SWEEP_PAUSE).await;
+        }
     }
 
     /// Waits until the topics are there. Their absence and Kafka's may end any moment; wrong settings do not.
@@ -200,7 +231,12 @@ impl Parts {
             cut_off: CancellationToken::new(),
             runtime: tokio::runtime::Handle::current(),
         });
-        let router = Arc::new(Router::new(Arc::clone(&subscriptions), Arc::clone(&deliverer), settings));
+        let router = Arc::new(Router::new(
+            Arc::clone(&subscriptions),
+            Arc::clone(&deliverer),
+            settings,
+            feed.freshness(),
+        ));
         Ok(Self { life, feed: Some(feed), feed_token, subscriptions, outcomes, deliverer, router })
     }
 

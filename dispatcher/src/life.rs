@@ -40,12 +40,10 @@ impl Life {
         drop(self.taking.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Takes a record, unless no more are taken. `take` must not wait for anything.
-    pub(crate) fn while_running(&self, take: impl FnOnce()) {
+    /// Takes a record or a part of one; `None` when no more are taken. `take` must not wait for anything.
+    pub(crate) fn while_running<T>(&self, take: impl FnOnce() -> T) -> Option<T> {
         let _taking = self.taking.read().unwrap_or_else(PoisonError::into_inner);
-        if self.is_running() {
-            take();
-        }
+        self.is_running().then(take)
     }
 
     /// The current phase.

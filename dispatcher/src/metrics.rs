@@ -57,7 +57,7 @@ pub(crate) enum Skip {
 /// Why a delivery was deferred.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Deferral {
-    /// Its subscription's lane is full.
+    /// Its subscription's lane is full, or its turn would not come in time.
     Busy,
     /// Its subscription is paused.
     Paused,
@@ -65,12 +65,14 @@ pub(crate) enum Deferral {
     Unknown,
     /// This process ends and its lane would not drain in time.
     Leaving,
+    /// Its attempt panicked.
+    Panic,
 }
 
 /// Handles of all metrics.
 pub(crate) struct Metrics {
     deliveries: Vec<Counter>,
-    deferred: [Counter; 4],
+    deferred: [Counter; 5],
     skipped: [Counter; 2],
     /// Seconds of an attempt, body included.
     pub(crate) attempt_seconds: Histogram,
@@ -109,7 +111,7 @@ impl Metrics {
         }
         Self {
             deliveries,
-            deferred: ["busy", "paused", "unknown_subscription", "leaving"]
+            deferred: ["busy", "paused", "unknown_subscription", "leaving", "panic"]
                 .map(|reason| counter!(DEFERRED, "reason" => reason)),
             skipped: ["undecodable", "settled"].map(|reason| counter!(SKIPPED, "reason" => reason)),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),

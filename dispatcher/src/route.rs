@@ -10,7 +10,7 @@ use crate::{
     subscriptions::{Endpoint, Subscriptions},
 };
 use bytes::Bytes;
-use floodway_runtime::clock;
+use floodway_runtime::{clock, config_feed::Freshness};
 use floodway_schemas::{
     DecodeError, MAX_EVENT_BYTES, UnixMillis,
     config::{History, SubscriptionState},
@@ -27,6 +27,11 @@ use std::{
 /// Jitter of rechecks, as a share of the wait: what was deferred together does not come back together.
 const SPREAD: f64 = 0.2;
 
+/// How old the configuration may be for events to be matched against it. It is a second old at most while Kafka answers.
+const MAX_CONFIG_AGE: Duration = Duration::from_secs(10);
+/// Longest wait for room before a thread looks whether it is to end.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+
 /// A record as it was received.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -40,7 +45,7 @@ pub(crate) struct Record {
     pub(crate) payload: Bytes,
 }
 
-/// Turns records into deliveries. Never blocks, but for [`Router::wait_for_room`].
+/// Turns records into deliveries. Waits for room, and for nothing else.
 pub(crate) struct Router {
     /// Who gets what.
     pub(crate) subscriptions: Arc<Subscriptions>,
@@ -50,6 +55,8 @@ pub(crate) struct Router {
     pub(crate) paused_recheck: Duration,
     /// Age up to which an unknown subscription may still be on its way.
     pub(crate) config_grace: Duration,
+    /// How old the configuration is.
+    pub(crate) freshness: Freshness,
 }
 
 /// What a record asks for: one event, and what to do with it for each subscription.
@@ -76,12 +83,14 @@ impl Router {
         subscriptions: Arc<Subscriptions>,
         deliverer: Arc<Deliverer>,
         settings: &Settings,
+        freshness: Freshness,
     ) -> Self {
         Self {
             subscriptions,
             deliverer,
             paused_recheck: settings.paused_recheck,
             config_grace: settings.config_grace,
+            freshness,
         }
     }
 
@@ -90,42 +99,73 @@ impl Router {
         self.deliverer.outcomes.is_stalled()
     }
 
-    /// Whether another record may be taken; waits for that up to about `patience`. Blocks the thread.
-    pub(crate) fn wait_for_room(&self, patience: Duration) -> bool {
-        if self.is_stalled() {
-            std::thread::sleep(patience);
-            return false;
-        }
-        self.deliverer.budget.wait_for_room(patience)
+    /// Whether the configuration is as new as it must be: an event matched against an old one would miss a subscription for good.
+    pub(crate) fn is_config_current(&self) -> bool {
+        self.freshness.is_within(MAX_CONFIG_AGE)
     }
 
-    /// Takes a record: counts its deliveries in the partition's tracker, then sets them off.
+    /// Whether another record of `topic` may be taken; waits for that up to about [`ROOM_WAIT`]. Blocks the thread.
+    pub(crate) fn wait_for_room(&self, topic: Topic) -> bool {
+        if self.is_stalled() || (topic == Topic::Events && !self.is_config_current()) {
+            std::thread::sleep(ROOM_WAIT);
+            return false;
+        }
+        self.deliverer.budget.wait_for_room(ROOM_WAIT)
+    }
+
+    /// Takes a record: counts its deliveries in the partition's tracker, then sets them off as there is room for them. Blocks the
+    /// thread for that. When taking ends meanwhile, the rest is left to the next owner, for the record is not settled then.
     pub(crate) fn accept(&self, partition: &Arc<Partition>, record: &Record) {
+        let life = &self.deliverer.life;
         let received = Instant::now();
+        let Some(Some(Plan { event, steps })) = life.while_running(|| self.begin(partition, record)) else {
+            return;
+        };
+        for (taken, step) in steps.into_iter().enumerate() {
+            // There was room for the first one before the record was taken.
+            if taken > 0 && !self.wait_for_budget(partition) {
+                return;
+            }
+            let receipt = Receipt::new(partition, record.offset);
+            if life.while_running(|| self.carry_out(step, &event, receipt, received)).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for room in the budget; `false` when taking ends before.
+    fn wait_for_budget(&self, partition: &Partition) -> bool {
+        loop {
+            if partition.is_stopped() || !self.deliverer.life.is_running() {
+                return false;
+            }
+            if self.deliverer.budget.wait_for_room(ROOM_WAIT) {
+                return true;
+            }
+        }
+    }
+
+    /// Counts a record's deliveries in the partition's tracker and returns them, if there are any.
+    fn begin(&self, partition: &Partition, record: &Record) -> Option<Plan> {
         if partition.is_settled_or_seen(record.offset) {
             self.metrics().skipped(Skip::Settled);
             partition.receive(record.offset, 0);
-            return;
+            return None;
         }
         let plan = match record.topic {
             Topic::Due | Topic::Replays => self.plan_due(record),
             _ => self.plan_event(partition, record),
         };
-        let Plan { event, steps } = match plan {
-            Ok(Some(plan)) => plan,
-            Ok(None) => return partition.receive(record.offset, 0),
-            Err(error) => {
-                let topic = record.topic.base_name();
-                tracing::warn!(topic, partition = partition.id(), offset = record.offset, %error, "record skipped");
-                self.metrics().skipped(Skip::Undecodable);
-                return partition.receive(record.offset, 0);
-            }
-        };
+        let plan = plan.unwrap_or_else(|error| {
+            let topic = record.topic.base_name();
+            tracing::warn!(topic, partition = partition.id(), offset = record.offset, %error, "record skipped");
+            self.metrics().skipped(Skip::Undecodable);
+            None
+        });
         // A record has fewer subscriptions than a number has values.
-        partition.receive(record.offset, u32::try_from(steps.len()).unwrap_or(u32::MAX));
-        for step in steps {
-            self.carry_out(step, &event, Receipt::new(partition, record.offset), received);
-        }
+        let deliveries = plan.as_ref().map_or(0, |plan| u32::try_from(plan.steps.len()).unwrap_or(u32::MAX));
+        partition.receive(record.offset, deliveries);
+        plan
     }
 
     /// One step for every subscription that wants the event; nothing when there is none.
@@ -189,8 +229,8 @@ impl Router {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::SubscriptionDisabled));
                 }
             },
-            // A test event or a replay may overtake the subscription that it is for.
-            Target::Unknown(_) if now.since(since) < self.config_grace => {
+            // A test event or a replay may overtake the subscription that it is for, all the more when the feed is late.
+            Target::Unknown(_) if now.since(since) < self.config_grace || !self.is_config_current() => {
                 self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now);
             }
             Target::Unknown(_) => self.deliverer.settle(order, Settlement::dropped()),

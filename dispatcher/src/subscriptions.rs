@@ -3,7 +3,12 @@
 //! Partition threads read on every record, the feed writes now and then: a read takes a shared lock for as long as it takes to
 //! clone one `Arc`.
 
-use crate::{delivery::Delivery, headers, lane::Lane, sign::SigningKeys};
+use crate::{
+    delivery::Delivery,
+    headers,
+    lane::{Lane, Limits},
+    sign::SigningKeys,
+};
 use floodway_schemas::{
     UnixMillis,
     config::{ConfigChange, ConfigKey, Subscription, SubscriptionState},
@@ -14,6 +19,7 @@ use http::{HeaderMap, Uri};
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 /// A subscription made ready for deliveries.
@@ -92,8 +98,17 @@ impl Subscriptions {
 
     /// Takes every delivery that waits out of its lane.
     pub(crate) fn take_waiting(&self) -> Vec<Delivery> {
-        let endpoints: Vec<_> = self.read().by_id.values().cloned().collect();
-        endpoints.iter().flat_map(|endpoint| endpoint.lane.take_waiting()).collect()
+        self.endpoints().iter().flat_map(|endpoint| endpoint.lane.take_waiting()).collect()
+    }
+
+    /// Takes every delivery that waited for too long out of its lane, each with the time to defer it for.
+    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant) -> Vec<(Delivery, Duration)> {
+        let take = |endpoint: &Arc<Endpoint>| endpoint.lane.take_overdue(limits, now, rand::random());
+        self.endpoints().iter().flat_map(take).collect()
+    }
+
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.read().by_id.values().cloned().collect()
     }
 
     fn put(&self, subscription: Subscription, sealing: &SealingKeys) {

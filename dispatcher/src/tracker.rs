@@ -29,6 +29,17 @@ impl Progress {
         self.open.first().copied().unwrap_or(self.high)
     }
 
+    /// The same for a log that begins at `first` and ends before `end`; what lies below is gone. `None` when the log does not reach
+    /// as far as it was consumed: it is another one.
+    pub(crate) fn within(mut self, (first, end): (i64, i64)) -> Option<Self> {
+        if self.high > end {
+            return None;
+        }
+        self.open.retain(|&offset| offset >= first);
+        self.high = self.high.max(first);
+        Some(self)
+    }
+
     /// Whether the record at `offset` needs no delivery.
     pub(crate) fn is_settled(&self, offset: i64) -> bool {
         offset < self.high && self.open.binary_search(&offset).is_err()
@@ -137,6 +148,17 @@ mod tests {
         assert!(tracker.complete(15));
         assert_eq!(tracker.progress(), Progress::starting_at(17));
         assert_eq!(tracker.window_len(), 0);
+    }
+
+    #[test]
+    fn a_log_that_was_made_anew_is_told_from_one_whose_start_was_deleted() {
+        let progress = Progress { high: 20, open: vec![10, 15] };
+        assert_eq!(progress.clone().within((10, 20)), Some(progress.clone()));
+        assert_eq!(progress.clone().within((12, 90)), Some(Progress { high: 20, open: vec![15] }));
+        assert_eq!(progress.clone().within((30, 30)), Some(Progress::starting_at(30)));
+        // The committed offset is in the log, what was settled above it is not.
+        assert_eq!(progress.within((0, 19)), None);
+        assert_eq!(Progress::starting_at(1).within((0, 0)), None);
     }
 
     #[test]

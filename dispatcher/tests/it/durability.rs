@@ -8,6 +8,7 @@ use floodway_dispatcher::{Dispatcher, Settings};
 use floodway_runtime::testing;
 use floodway_schemas::topic::Topic;
 use rdkafka::{
+    Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     client::DefaultClientContext,
 };
@@ -87,6 +88,52 @@ async fn a_reset_of_the_group_begins_a_new_run_and_delivers_again() {
     assert!(runs[..3].iter().all(|run| *run == runs[0]));
     assert!(runs[3..].iter().all(|run| *run == runs[3] && *run != runs[0]), "{runs:?}");
     world.end(&[&second]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_ends_before_what_was_consumed_is_consumed_from_its_start() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    for id in ["1", "2", "3"] {
+        world.send(id, "a");
+    }
+    world.flush();
+    // As of the topic's predecessor.
+    world.reset(Topic::Events, GROUP, 0, 1_000);
+    let running = world.run(World::settings()).await;
+    assert_eq!(receiver.next_ids(3).await, ["1", "2", "3"]);
+    until("the group is at the end of the topic", || {
+        world.committed(Topic::Events, GROUP, 0).is_some_and(|committed| committed.0 == 3)
+    })
+    .await;
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_after_records_were_deleted_is_delivered() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    for id in ["1", "2", "3", "4"] {
+        world.send(id, "a");
+    }
+    world.flush();
+    world.reset(Topic::Events, GROUP, 0, 1);
+    delete_events_before(&world, 3).await;
+    let running = world.run(World::settings()).await;
+    assert_eq!(receiver.next().await.event_id(), "4");
+    world.send("5", "a");
+    assert_eq!(receiver.next().await.event_id(), "5");
+    assert!(receiver.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+async fn delete_events_before(world: &World, offset: i64) {
+    let admin: AdminClient<DefaultClientContext> = world.topics.kafka.client().create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&world.topics.kafka.topic(Topic::Events), 0, Offset::Offset(offset)).unwrap();
+    admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,9 +2,14 @@
 
 use crate::{
     receiver::{Answer, Receiver},
-    world::World,
+    world::{World, until},
 };
 use floodway_dispatcher::Settings;
+use floodway_schemas::topic::Topic;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_that_hang_delay_no_other_on_the_same_partition() {
@@ -56,4 +61,77 @@ async fn endpoints_that_hang_delay_no_other_on_the_same_partition() {
     assert!(kinds("delivered", false) > 0);
     healthy.next().await;
     world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_hangs_does_not_stop_the_intake_of_its_partition() {
+    // Three windows of records, each of which may stay unsettled for four seconds.
+    const EVENTS: usize = 3_000;
+    let mut world = World::create(1).await;
+    let hung = Receiver::start(|_| Answer::Hang).await;
+    let mut hanging = world.subscription(hung.url(""));
+    hanging.timeout_ms = 3_000;
+    world.publish(&hanging);
+    let healthy = Receiver::ok().await;
+    world.publish(&world.subscription(healthy.url("")));
+    let settings = Settings {
+        lane_in_flight: 4,
+        lane_wait: Duration::from_secs(1),
+        tracker_window: EVENTS / 3,
+        drain_timeout: Duration::from_millis(100),
+        ..World::settings()
+    };
+    let running = world.run(settings).await;
+    for event in 0..EVENTS {
+        world.send(&format!("{event:04}"), "a");
+    }
+    let hanging = hanging.id.to_string();
+    let mut outcomes = world.outcomes();
+    let mut settled = BTreeSet::new();
+    let mut count = 0;
+    while settled.len() < EVENTS {
+        count += 1;
+        let outcome = &outcomes.at_least(count).await[count - 1];
+        if outcome["subscription"] != hanging.as_str() {
+            settled.insert(outcome["event_id"].as_str().unwrap().to_owned());
+        }
+    }
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_for_many_subscriptions_takes_no_more_memory_than_there_is_and_is_made_up_for_when_it_is_cut_off()
+ {
+    const SUBSCRIPTIONS: usize = 40;
+    const BUDGET: usize = 16;
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::start(|_| Answer::Held).await;
+    for number in 0..SUBSCRIPTIONS {
+        world.publish(&world.subscription(receiver.url(&number.to_string())));
+    }
+    let small =
+        Settings { max_deliveries: BUDGET, drain_timeout: Duration::from_millis(100), ..World::settings() };
+    let first = world.run(small).await;
+    world.send("1", "a");
+    for _ in 0..BUDGET {
+        receiver.next().await;
+    }
+    // Nothing more comes for many times what a delivery takes.
+    let end = Instant::now() + Duration::from_millis(500);
+    until("many deliveries' time passes", || {
+        assert!(receiver.rest().is_empty());
+        Instant::now() > end
+    })
+    .await;
+    first.context.shutdown.cancel();
+    world.ended().await.unwrap();
+    assert_eq!(world.committed(Topic::Events, "dispatcher", 0).unwrap().0, 0);
+
+    receiver.open_gate();
+    let second = world.run(Settings { max_deliveries: BUDGET, ..World::settings() }).await;
+    let mut reached = BTreeSet::new();
+    while reached.len() < SUBSCRIPTIONS {
+        reached.insert(receiver.next().await.path);
+    }
+    world.end(&[&second]).await;
 }
