@@ -8,6 +8,7 @@ use floodway_runtime::{
     settings,
 };
 use floodway_schemas::{seal::SealingKeys, topic::TopicPrefix};
+use floodway_store::Pool;
 use secrecy::SecretString;
 use serde::Deserialize;
 use std::path::Path;
@@ -71,6 +72,10 @@ impl Settings {
     /// Checks all that the given roles need, without connecting to anything.
     pub(crate) fn validate(&self, roles: &[Role]) -> Result<(), Error> {
         self.kafka()?;
+        // Set and wrong, it is named whatever the role.
+        if self.database_url.is_some() {
+            self.database_url()?;
+        }
         for role in roles {
             match role {
                 Role::Ingest => self.ingest.validate().map_err(Error::settings)?,
@@ -93,21 +98,25 @@ impl Settings {
         if self.kafka_brokers.trim().is_empty() {
             return Err(Error::missing("kafka_brokers (FLOODWAY_KAFKA_BROKERS)", "host:port of a broker"));
         }
-        Ok(KafkaSettings {
+        let kafka = KafkaSettings {
             brokers: self.kafka_brokers.clone(),
             topic_prefix: self.topic_prefix.clone(),
             security: self.kafka.clone(),
-        })
+        };
+        kafka.validate().map_err(Error::settings)?;
+        Ok(kafka)
     }
 
     /// Where the database is.
     pub(crate) fn database_url(&self) -> Result<&SecretString, Error> {
-        self.database_url.as_ref().ok_or_else(|| {
-            Error::missing(
-                "database_url (FLOODWAY_DATABASE_URL)",
-                "postgres://user:password@host:port/database",
-            )
-        })
+        let name = "database_url (FLOODWAY_DATABASE_URL)";
+        let url = self
+            .database_url
+            .as_ref()
+            .ok_or_else(|| Error::missing(name, "postgres://user:password@host:port/database"))?;
+        // A pool that is never asked for a connection: it shows whether the URL can be read, and connects nothing.
+        Pool::new(url, "floodway", 1).map_err(|error| Error::settings(format!("setting {name}: {error}")))?;
+        Ok(url)
     }
 
     /// The keys that seal and open secrets.

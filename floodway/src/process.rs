@@ -13,6 +13,7 @@ use floodway_runtime::{
 };
 use floodway_schemas::seal::SealingKeys;
 use floodway_store::{Pool, pool::DEFAULT_POOL_SIZE};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -52,6 +53,7 @@ impl Role {
 /// Runs the roles until a signal comes or one of them fails; returns when all have drained.
 pub(crate) async fn run(roles: &[Role], settings: Settings) -> Result<(), Error> {
     settings.validate(roles)?;
+    raise_descriptor_limit(roles, &settings);
     let metrics = admin::install_metrics().map_err(Error::settings)?;
     let health = Health::default();
     // Until the roles are built they report nothing, and nothing would look like readiness.
@@ -83,6 +85,36 @@ pub(crate) async fn run(roles: &[Role], settings: Settings) -> Result<(), Error>
     listeners.close();
     listeners.wait().await;
     ended
+}
+
+/// File descriptors besides ingest's connections: admin connections, clients of Kafka and PostgreSQL, deliveries in
+/// flight, files.
+const OTHER_DESCRIPTORS: u64 = 1024;
+
+/// Lets the process have as many file descriptors as the system grants. The soft limit is low by custom, for programs
+/// older than `poll`.
+fn raise_descriptor_limit(roles: &[Role], settings: &Settings) {
+    let found = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: found.maximum, ..found };
+    if found != raised
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit on open files could not be raised");
+    }
+    let limit = getrlimit(Resource::Nofile).current;
+    tracing::info!(limit, "open files");
+    let connections = settings.ingest.max_connections;
+    if roles.contains(&Role::Ingest) && !leaves_room(limit, connections) {
+        tracing::warn!(
+            limit,
+            connections,
+            "ingest.max_connections is more than the limit on open files leaves room for: raise the hard limit (ulimit -Hn)"
+        );
+    }
+}
+
+fn leaves_room(limit: Option<u64>, connections: usize) -> bool {
+    limit.is_none_or(|limit| limit.saturating_sub(OTHER_DESCRIPTORS) >= connections as u64)
 }
 
 async fn wait_for_signal(shutdown: CancellationToken) {
@@ -152,4 +184,24 @@ async fn drain(mut running: Running, shutdown: &CancellationToken) -> Result<(),
         shutdown.cancel();
     }
     first_error.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_on_open_files_is_raised_as_far_as_it_goes() {
+        raise_descriptor_limit(&[Role::Ingest], &Settings::default());
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+    }
+
+    #[test]
+    fn connections_have_room_beside_everything_else() {
+        assert!(leaves_room(None, usize::MAX));
+        assert!(leaves_room(Some(10_000 + OTHER_DESCRIPTORS), 10_000));
+        assert!(!leaves_room(Some(10_000), 10_000));
+        assert!(!leaves_room(Some(10), 1));
+    }
 }

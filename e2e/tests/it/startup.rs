@@ -33,11 +33,11 @@ async fn a_missing_or_wrong_setting_ends_with_78_and_one_line_that_names_it() ->
     let stack = Stack::shared()?;
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let taken = taken.local_addr()?.to_string();
-    // Role, variable, value (None: absent), what the line says.
-    let table: [(&str, &str, Option<&str>, &str); 11] = [
+    const APPLY: &str = "topics apply --dev --replication 1";
+    // Command, variable, value (None: absent), what the line says.
+    let mut table: Vec<(&str, &str, Option<&str>, &str)> = vec![
         ("ingest", "FLOODWAY_KAFKA_BROKERS", None, "FLOODWAY_KAFKA_BROKERS): is required"),
         ("retry-scheduler", "FLOODWAY_DATABASE_URL", None, "FLOODWAY_DATABASE_URL): is required"),
-        ("retry-scheduler", "FLOODWAY_DATABASE_URL", Some("hunter2"), "database"),
         ("dispatcher", "FLOODWAY_SEALING_KEY", None, "FLOODWAY_SEALING_KEY): is required"),
         (
             "dispatcher",
@@ -52,23 +52,42 @@ async fn a_missing_or_wrong_setting_ends_with_78_and_one_line_that_names_it() ->
         ("ingest", "FLOODWAY_INGEST__LISTN", Some("127.0.0.1:1"), "FLOODWAY_INGEST__LISTN): unknown"),
         ("dispatcher", "FLOODWAY_DISPATCHER__ALLOWED_NETWORKS", Some("[\"everything\"]"), "allowed_networks"),
     ];
-    for (role, variable, value, expected) in table {
+    for command in ["ingest", "dispatcher", "retry-scheduler", "control-plane", "dev", "migrate", "validate"]
+    {
+        table.push((
+            command,
+            "FLOODWAY_DATABASE_URL",
+            Some("hunter2"),
+            "setting database_url (FLOODWAY_DATABASE_URL): ",
+        ));
+    }
+    for command in ["dispatcher", "dev", APPLY, "validate"] {
+        for (variable, value) in
+            [("FLOODWAY_KAFKA__CA_FILE", "/nowhere.pem"), ("FLOODWAY_KAFKA__SASL_MECHANISM", "hunter2")]
+        {
+            table.push((command, variable, Some(value), variable));
+        }
+        let expected = "FLOODWAY_KAFKA__SASL_USERNAME): is required";
+        table.push((command, "FLOODWAY_KAFKA__SECURITY_PROTOCOL", Some("sasl_plaintext"), expected));
+    }
+    for (command, variable, value, expected) in table {
         let mut environment = complete(&stack)?;
         match value {
             Some(value) => environment.insert(variable.to_owned(), value.to_owned()),
             None => environment.remove(variable),
         };
-        let output = run(&environment, &[role]).await?;
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        let output = run(&environment, &arguments).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         let line = said.lines().last().unwrap_or_default();
         ensure!(
             output.status.code() == Some(78),
-            "{role} with {variable}={value:?}: {} {said}",
+            "{command} with {variable}={value:?}: {} {said}",
             output.status
         );
         ensure!(
             line.starts_with("floodway: ") && line.contains(expected),
-            "{role} with {variable}={value:?}: {line}"
+            "{command} with {variable}={value:?}: {line}"
         );
         ensure!(!said.contains("hunter2"), "a value is quoted: {said}");
     }
