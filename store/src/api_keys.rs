@@ -63,11 +63,12 @@ pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut ApiKeyRow) -> 
 /// Deletes all keys of a tenant and announces each deletion.
 pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
     let sql = "-- api_keys::delete_all\nDELETE FROM api_key WHERE tenant_id = $1 RETURNING id";
-    for row in write.reader().query(sql, &[&tenant.0]).await? {
-        let key = ConfigKey::ApiKey(ApiKeyId(row.try_get(0)?));
-        write.append(&ConfigChange::Deleted(key)).await?;
-    }
-    Ok(())
+    let rows = write.reader().query(sql, &[&tenant.0]).await?;
+    let keys: Vec<ConfigKey> = rows
+        .iter()
+        .map(|row| Ok(ConfigKey::ApiKey(ApiKeyId(row.try_get(0)?))))
+        .collect::<Result<_, Error>>()?;
+    write.append_deletions(&keys).await
 }
 
 /// One key of a tenant.

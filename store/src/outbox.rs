@@ -6,7 +6,7 @@
 
 use crate::{Error, advisory, pool::Client};
 use deadpool_postgres::Transaction;
-use floodway_schemas::config::ConfigChange;
+use floodway_schemas::config::{ConfigChange, ConfigKey};
 use tokio_postgres::{Client as Session, GenericClient};
 
 /// A transaction that may write configuration: it holds the lock. Dropped without [`ConfigurationWrite::commit`], it
@@ -65,6 +65,27 @@ impl<'client> ConfigurationWrite<'client> {
         let row =
             self.transaction.query_one(&self.transaction.prepare_cached(sql).await?, &[&key, &value]).await?;
         self.last_id = row.try_get(0)?;
+        Ok(())
+    }
+
+    /// Appends deletions, in this order. One statement, however many: a tenant may have thousands of subscriptions.
+    pub async fn append_deletions(&mut self, deleted: &[ConfigKey]) -> Result<(), Error> {
+        if deleted.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = deleted.iter().map(ToString::to_string).collect();
+        let sql = "-- append_deletions
+            WITH appended AS (
+                INSERT INTO config_outbox (id, entity_key, value)
+                SELECT greatest(
+                    (SELECT coalesce(max(id), 0) FROM config_outbox),
+                    (SELECT outbox_id FROM config_publication)
+                ) + place, key, NULL
+                FROM unnest($1::text[]) WITH ORDINALITY AS deleted (key, place)
+                RETURNING id
+            )
+            SELECT max(id) FROM appended";
+        self.last_id = self.transaction.query_one(sql, &[&keys]).await?.try_get(0)?;
         Ok(())
     }
 

@@ -100,11 +100,12 @@ pub async fn delete(
 /// Deletes all subscriptions of a tenant and announces each deletion.
 pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
     let sql = "-- subscriptions::delete_all\nDELETE FROM subscription WHERE tenant_id = $1 RETURNING id";
-    for row in write.reader().query(sql, &[&tenant.0]).await? {
-        let key = ConfigKey::Subscription(SubscriptionId(row.try_get(0)?));
-        write.append(&ConfigChange::Deleted(key)).await?;
-    }
-    Ok(())
+    let rows = write.reader().query(sql, &[&tenant.0]).await?;
+    let keys: Vec<ConfigKey> = rows
+        .iter()
+        .map(|row| Ok(ConfigKey::Subscription(SubscriptionId(row.try_get(0)?))))
+        .collect::<Result<_, Error>>()?;
+    write.append_deletions(&keys).await
 }
 
 /// One subscription of a tenant.

@@ -91,3 +91,42 @@ async fn unknown_tenants_and_bad_names_are_refused() {
     plane.post("/v1/tenants", "{}").await.is_problem(400, "name");
     world.end().await;
 }
+
+#[tokio::test]
+async fn a_tenant_with_thousands_of_subscriptions_is_deleted_in_order_and_without_gaps() {
+    const COPIES: i64 = 11_000;
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    world.subscription(&tenant).await;
+    let columns =
+        "tenant_id, name, url, types, state, active_from, secrets, retry, history, timeout_ms, headers,
+        format, version, created_at, updated_at";
+    let copy = format!(
+        "INSERT INTO subscription (id, {columns}) SELECT gen_random_uuid(), {columns}
+         FROM subscription, generate_series(1, {COPIES})"
+    );
+    let client = world.pool.get().await.unwrap();
+    client.batch_execute(&copy).await.unwrap();
+    // One statement for all of them: an insert of a single deletion of a subscription is refused.
+    let once = "CREATE FUNCTION once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF EXISTS (SELECT FROM added WHERE entity_key LIKE 'subscription/%') AND (SELECT count(*) FROM added) = 1
+            THEN RAISE 'row by row'; END IF; RETURN NULL; END $$;
+        CREATE TRIGGER once AFTER INSERT ON config_outbox REFERENCING NEW TABLE AS added
+            FOR EACH STATEMENT EXECUTE FUNCTION once()";
+    client.batch_execute(once).await.unwrap();
+    let answer = world.plane.delete(&format!("/v1/tenants/{tenant}")).await;
+    assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+    let sql = "SELECT min(id), max(id), count(*) FROM config_outbox";
+    crate::world::eventually("published", || async {
+        client.query_one("SELECT outbox_id FROM config_publication", &[]).await.unwrap().get::<_, i64>(0)
+            == COPIES + 4
+    })
+    .await;
+    let row = client.query_one(sql, &[]).await.unwrap();
+    let (first, last, count): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((last, count), (COPIES + 4, last - first + 1), "no gap");
+    let records = world.config_records().await;
+    assert_eq!(records.last().map(|record| record.key.clone()), Some(format!("tenant/{tenant}")));
+    drop(client);
+    world.end().await;
+}
