@@ -8,7 +8,7 @@ use crate::{
     routes::Api,
 };
 use axum::{Json, extract::State};
-use floodway_schemas::ids::{SubscriptionId, TenantId};
+use floodway_schemas::ids::{SubscriptionId, TenantId, is_text_id};
 use floodway_store::{
     deliveries::{self, CountFilter, Delivery, DeliveryFilter, SubscriptionCounts},
     page::{HistoryCursor, Page},
@@ -116,6 +116,11 @@ pub(crate) async fn list_deliveries(
     if let Some(status) = query.status.as_deref().filter(|status| !KINDS.contains(status)) {
         let shown: String = status.chars().take(32).collect();
         return Err(Refusal::Invalid(format!("status is {shown:?}, it must be one of {}", KINDS.join(", "))));
+    }
+    for (name, value) in [("event_id", &query.event_id), ("type", &query.event_type)] {
+        if value.as_deref().is_some_and(|text| !is_text_id(text)) {
+            return Err(Refusal::Invalid(format!("{name} is nothing that an event could have")));
+        }
     }
     let filter = DeliveryFilter {
         tenant,

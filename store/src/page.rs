@@ -41,8 +41,13 @@ impl FromStr for HistoryCursor {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         fn parse(text: &str) -> Option<HistoryCursor> {
             let mut parts = text.splitn(3, '.');
+            let recorded_at = DbInstant(parts.next()?.parse().ok()?);
+            // The server refuses what no clock of its own could have written.
+            if DbInstant::from_millis(recorded_at.to_millis()).to_millis() != recorded_at.to_millis() {
+                return None;
+            }
             Some(HistoryCursor {
-                recorded_at: DbInstant(parts.next()?.parse().ok()?),
+                recorded_at,
                 shard: parts.next()?.parse().ok()?,
                 id: parts.next()?.parse().ok()?,
             })
@@ -70,6 +75,9 @@ mod tests {
         let cursor = HistoryCursor { recorded_at: DbInstant(1_795_275_240_123_456), shard: 3, id: 1742 };
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         assert_eq!("1.2".parse::<HistoryCursor>(), Err(InvalidCursor));
+        for instant in [i64::MIN, -62_135_596_800_000_001, 253_402_300_800_000_000, i64::MAX] {
+            assert_eq!(format!("{instant}.0.0").parse::<HistoryCursor>(), Err(InvalidCursor));
+        }
         assert_eq!("yesterday".parse::<HistoryCursor>(), Err(InvalidCursor));
     }
 

@@ -1,4 +1,5 @@
 use crate::world::World;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use floodway_store::{
     DbInstant, Pool,
     deliveries::{CountDelta, NewDelivery},
@@ -88,7 +89,11 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         let answer = world.plane.get(&format!("{path}?{filter}")).await;
         assert_eq!((answer.status, ids(&answer).len()), (200, expected), "{filter}");
     }
-    for bad in ["status=lost", "from=yesterday", "subscription=x", "cursor=AAAA", "limit=0", "colour=red"] {
+    // A cursor of the right form with an instant that no clock shows.
+    let far = URL_SAFE_NO_PAD.encode(format!("{}.0.0", i64::MIN));
+    let far = format!("cursor={far}");
+    let bad = ["status=lost", "from=yesterday", "subscription=x", "cursor=AAAA", "limit=0", "colour=red"];
+    for bad in bad.into_iter().chain(["event_id=%00", "type=%00", "event_id=a%20b", "type=", &far]) {
         world.plane.get(&format!("{path}?{bad}")).await.is_problem(400, "");
     }
 
