@@ -205,7 +205,10 @@ pub(crate) async fn replay_dead_letter(
 ) -> Result<(StatusCode, Json<ReplayRequested>), Refusal> {
     let ids = [parse_id(&id)?];
     let replay_id = ReplayId(Uuid::now_v7());
-    if replay_batch(&api, tenant, replay_id, &ids, clock::now()).await?.is_empty() {
+    check_receivers(&api, tenant, &ids).await?;
+    let mut written = HashSet::new();
+    replay_batch(&api, tenant, replay_id, &ids, clock::now(), &mut written).await?;
+    if written.is_empty() {
         return Err(Refusal::NotFound("dead letter".into()));
     }
     Ok((StatusCode::ACCEPTED, Json(ReplayRequested { replay_id })))
@@ -250,17 +253,12 @@ pub(crate) async fn replay_dead_letters(
     }
     let ids = distinct_ids(&ids)?;
     let (replay_id, now) = (ReplayId(Uuid::now_v7()), clock::now());
+    check_receivers(&api, tenant, &ids).await?;
     let mut found = HashSet::with_capacity(ids.len());
     for batch in ids.chunks(BATCH) {
-        match replay_batch(&api, tenant, replay_id, batch, now).await {
-            Ok(written) => found.extend(written),
-            Err(Refusal::Unavailable(reason)) if !found.is_empty() => {
-                let (written, all) = (found.len(), ids.len());
-                return Err(Refusal::Unavailable(
-                    format!("{reason}; {written} of {all} were written as replay {replay_id}").into(),
-                ));
-            }
-            Err(refusal) => return Err(refusal),
+        let result = replay_batch(&api, tenant, replay_id, batch, now, &mut found).await;
+        if let Err(refusal) = result {
+            return Err(interrupted(refusal, found.len(), ids.len(), replay_id));
         }
     }
     if found.is_empty() {
@@ -270,21 +268,27 @@ pub(crate) async fn replay_dead_letters(
     Ok((StatusCode::ACCEPTED, Json(ReplayManyRequested { replay_id, count: found.len(), not_found })))
 }
 
-/// Writes some dead letters to `replays`, then their marks. Answers which of them exist.
+/// The refusal, and what was done before it: those are delivered, whatever the answer's status.
+fn interrupted(refusal: Refusal, written: usize, all: usize, replay_id: ReplayId) -> Refusal {
+    if written == 0 {
+        return refusal;
+    }
+    let done = format!("at least {written} of {all} were written as replay {replay_id}");
+    Refusal::Interrupted(Box::new(refusal), done)
+}
+
+/// Writes those of some dead letters that exist to `replays`, then their marks. Adds them to `written` as soon as Kafka has
+/// them, for from then on they are delivered.
 async fn replay_batch(
     api: &Api,
     tenant: TenantId,
     replay: ReplayId,
     ids: &[RetryKey],
     now: UnixMillis,
-) -> Result<Vec<RetryKey>, Refusal> {
+    written: &mut HashSet<RetryKey>,
+) -> Result<(), Refusal> {
     let client = api.pool.get().await?;
     let letters = dead_letters::by_ids(&client, tenant, ids).await?;
-    let subscriptions: HashSet<SubscriptionId> =
-        letters.iter().map(|letter| letter.summary.subscription).collect();
-    for subscription in subscriptions {
-        check_receiver(&client, tenant, subscription).await?;
-    }
     // The connection is not kept while Kafka is waited for.
     drop(client);
     let deliveries: Vec<Delivery<'_>> = letters
@@ -298,10 +302,20 @@ async fn replay_batch(
         })
         .collect();
     api.replays.request(ReplayKind::Replay, &deliveries, now).await?;
-    let written: Vec<RetryKey> = letters.iter().map(|letter| letter.summary.id).collect();
+    let ids: Vec<RetryKey> = letters.iter().map(|letter| letter.summary.id).collect();
+    written.extend(&ids);
     let client = api.pool.get().await?;
-    replays::mark(&**client, tenant, replay, &written, now).await?;
-    Ok(written)
+    replays::mark(&**client, tenant, replay, &ids).await?;
+    Ok(())
+}
+
+/// Refuses before anything is written if any of the letters could not be delivered.
+async fn check_receivers(api: &Api, tenant: TenantId, ids: &[RetryKey]) -> Result<(), Refusal> {
+    let client = api.pool.get().await?;
+    for subscription in dead_letters::receivers(&client, tenant, ids).await? {
+        check_receiver(&client, tenant, subscription).await?;
+    }
+    Ok(())
 }
 
 /// A replay to a subscription that cannot take it would only make another dead letter.

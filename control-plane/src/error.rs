@@ -60,6 +60,8 @@ pub(crate) enum Refusal {
     Unavailable(Cow<'static, str>),
     /// A bug. The reason is in the log.
     Internal,
+    /// Part of the request was done before this happened: what was done.
+    Interrupted(Box<Self>, String),
 }
 
 impl Refusal {
@@ -101,6 +103,14 @@ impl Refusal {
             }
             Self::Internal => Problem::new("urn:floodway:problem:internal", "Internal error", 500)
                 .with_detail("the reason is in the control plane's log"),
+            Self::Interrupted(refusal, done) => {
+                let problem = refusal.problem();
+                let detail = match &problem.detail {
+                    Some(detail) => format!("{detail}; {done}"),
+                    None => done,
+                };
+                problem.with_detail(detail)
+            }
         }
     }
 }
@@ -181,6 +191,7 @@ mod tests {
             Refusal::NotJson,
             Refusal::Unavailable("".into()),
             Refusal::Internal,
+            Refusal::Interrupted(Box::new(Refusal::Internal), String::new()),
         ];
         for refusal in all {
             let problem = refusal.clone().problem();

@@ -228,6 +228,24 @@ pub async fn by_ids(
         .collect()
 }
 
+/// The subscriptions that the dead letters of a tenant among `ids` were for, each once.
+pub async fn receivers(
+    client: &tokio_postgres::Client,
+    tenant: TenantId,
+    ids: &[RetryKey],
+) -> Result<Vec<SubscriptionId>, Error> {
+    let sql = "-- dead_letter_receivers
+        SELECT DISTINCT d.subscription_id
+        FROM unnest($2::int[], $3::bigint[]) AS wanted (shard, id)
+        JOIN dead_letter d ON d.shard = wanted.shard AND d.id = wanted.id
+        WHERE d.tenant_id = $1";
+    let (shards, offsets): (Vec<i32>, Vec<i64>) = ids.iter().map(|id| (id.shard, id.id)).unzip();
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&tenant.0, Type::UUID), (&shards, Type::INT4_ARRAY), (&offsets, Type::INT8_ARRAY)];
+    let rows = client.query_typed(sql, &parameters).await?;
+    rows.iter().map(|row| Ok(SubscriptionId(row.try_get(0)?))).collect()
+}
+
 fn summary_from_row(row: &Row) -> Result<DeadLetterSummary, Error> {
     let place = HistoryCursor { recorded_at: row.try_get(0)?, shard: row.try_get(1)?, id: row.try_get(2)? };
     Ok(DeadLetterSummary {

@@ -36,7 +36,7 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         let text = describe(&error);
         match error.code() {
-            Some(code) if is_passing(code) => Self::Unavailable(text),
+            Some(code) if is_passing(code) || lacks_partition(&error) => Self::Unavailable(text),
             Some(code) if is_integrity(code) => Self::Conflict(text),
             Some(code) if is_missing_object(code) => {
                 Self::Schema(format!("{text}; apply this version's migrations first"))
@@ -95,6 +95,14 @@ fn is_passing(code: &SqlState) -> bool {
     passing.contains(code)
         || code.code() == "25P04"
         || classes.iter().any(|class| code.code().starts_with(class))
+}
+
+/// A row's partition does not exist: the retry scheduler creates it when it comes. Only the missing name of a constraint
+/// tells this from a violated one.
+fn lacks_partition(error: &tokio_postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|answer| *answer.code() == SqlState::CHECK_VIOLATION && answer.constraint().is_none())
 }
 
 /// Class 23: unique, foreign key, check and not-null constraints.

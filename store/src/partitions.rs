@@ -39,6 +39,8 @@ pub enum Table {
     DeliveryCount,
     /// Dead letters, by the time they were recorded.
     DeadLetter,
+    /// Requests to deliver dead letters again, by the time of the request; kept as long as dead letters.
+    DeadLetterReplay,
 }
 
 /// How far ahead partitions exist.
@@ -52,7 +54,7 @@ pub struct Plan {
     pub delivery_hours: u32,
     /// Days ahead for counts.
     pub count_days: u32,
-    /// Months ahead for dead letters.
+    /// Months ahead for dead letters and their replays.
     pub letter_months: u32,
 }
 
@@ -69,7 +71,7 @@ pub struct Retention {
     pub deliveries: Duration,
     /// Counts.
     pub counts: Duration,
-    /// Dead letters.
+    /// Dead letters and their replays.
     pub dead_letters: Duration,
 }
 
@@ -117,7 +119,8 @@ pub struct Report {
 
 impl Table {
     /// Every partitioned table.
-    pub const ALL: [Self; 4] = [Self::Retry, Self::Delivery, Self::DeliveryCount, Self::DeadLetter];
+    pub const ALL: [Self; 5] =
+        [Self::Retry, Self::Delivery, Self::DeliveryCount, Self::DeadLetter, Self::DeadLetterReplay];
 
     fn name(self) -> &'static str {
         match self {
@@ -125,6 +128,7 @@ impl Table {
             Self::Delivery => "delivery",
             Self::DeliveryCount => "delivery_count",
             Self::DeadLetter => "dead_letter",
+            Self::DeadLetterReplay => "dead_letter_replay",
         }
     }
 
@@ -133,6 +137,7 @@ impl Table {
             Self::Retry => "due_at",
             Self::Delivery | Self::DeadLetter => "recorded_at",
             Self::DeliveryCount => "minute",
+            Self::DeadLetterReplay => "requested_at",
         }
     }
 }
@@ -234,7 +239,7 @@ fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<S
             let end = DbInstant(now.0 + i64::from(plan.count_days) * DAY_US);
             fill(&mut wanted, now, end, Step::Day, existing);
         }
-        Table::DeadLetter => {
+        Table::DeadLetter | Table::DeadLetterReplay => {
             let mut end = Span::containing(now, Step::Month);
             (0..plan.letter_months).for_each(|_| end = end.next());
             fill(&mut wanted, now, end.end(), Step::Month, existing);
@@ -332,7 +337,7 @@ async fn drop_behind(
         Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
         Table::Delivery => now.minus(retention.deliveries),
         Table::DeliveryCount => now.minus(retention.counts),
-        Table::DeadLetter => now.minus(retention.dead_letters),
+        Table::DeadLetter | Table::DeadLetterReplay => now.minus(retention.dead_letters),
     };
     for span in existing.iter().filter(|span| span.end() <= keep_from && span.end() <= now) {
         let name = span.partition_of(table);
@@ -518,6 +523,7 @@ mod tests {
             assert_eq!(Span::of_partition(Table::Delivery, other), None, "{other}");
         }
         assert_eq!(Span::of_partition(Table::Retry, "retry_shard"), None);
+        assert_eq!(Span::of_partition(Table::DeadLetter, "dead_letter_replay_202611"), None);
     }
 
     #[test]

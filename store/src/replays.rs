@@ -9,19 +9,18 @@ use floodway_schemas::{
 use tokio_postgres::GenericClient;
 
 /// Marks `letters` as asked for again. Written after their records were acknowledged: a mark never promises a delivery
-/// that nobody makes.
+/// that nobody makes. The time is the server's, for it decides on the partition.
 pub async fn mark(
     client: &impl GenericClient,
     tenant: TenantId,
     replay: ReplayId,
     letters: &[RetryKey],
-    now: UnixMillis,
 ) -> Result<(), Error> {
     let (shards, offsets): (Vec<i32>, Vec<i64>) = letters.iter().map(|key| (key.shard, key.id)).unzip();
     let sql = "-- replays::mark
         INSERT INTO dead_letter_replay (tenant_id, shard, outcome_offset, replay_id, requested_at)
-        SELECT $1, shard, outcome_offset, $2, $3 FROM unnest($4::int4[], $5::int8[]) AS letter (shard, outcome_offset)";
-    client.execute(sql, &[&tenant.0, &replay.0, &timestamp::parameter(now), &shards, &offsets]).await?;
+        SELECT $1, shard, outcome_offset, $2, clock_timestamp() FROM unnest($3::int4[], $4::int8[]) AS letter (shard, outcome_offset)";
+    client.execute(sql, &[&tenant.0, &replay.0, &shards, &offsets]).await?;
     Ok(())
 }
 

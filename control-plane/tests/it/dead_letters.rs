@@ -7,6 +7,11 @@ const EVENT: &str = r#"{"specversion":"1.0","id":"e","source":"s","type":"order.
 
 /// Stores dead letters 0 to `count` in shard 3.
 async fn bury(world: &World, tenant: &str, subscription: &str, count: i64) {
+    bury_for(world, tenant, count, |_| subscription).await;
+}
+
+/// The same for several subscriptions.
+async fn bury_for<'s>(world: &World, tenant: &str, count: i64, subscription: impl Fn(i64) -> &'s str) {
     prepare(&world.pool).await;
     let mut client = world.pool.get().await.unwrap();
     let shard = retry::take_over(&client, 3, "test", 0).await.unwrap();
@@ -17,10 +22,10 @@ async fn bury(world: &World, tenant: &str, subscription: &str, count: i64) {
             at: DbInstant(1_795_275_240_123_000),
             since: DbInstant(1_795_275_240_000_000),
             tenant: tenant.parse().unwrap(),
-            subscription: subscription.parse().unwrap(),
+            subscription: subscription(id).parse().unwrap(),
             event_id: "e".to_owned(),
             event_type: "order.created".to_owned(),
-            record_key: format!("{subscription}/k{id}"),
+            record_key: format!("{}/k{id}", subscription(id)),
             attempts: 9,
             reason: "attempts_exhausted",
             status: Some(503),
@@ -116,5 +121,43 @@ async fn a_replay_to_a_subscription_that_cannot_take_it_is_refused() {
     world.plane.delete(&format!("{path}/subscriptions/{subscription}")).await;
     world.plane.call("POST", &replay, None).await.is_problem(409, "deleted");
     assert_eq!(world.replay_records().await, []);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_replayed_when_one_receiver_of_many_cannot_take_it() {
+    const LETTERS: i64 = 40;
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    let (well, disabled) = (world.subscription(&tenant).await, world.subscription(&tenant).await);
+    bury_for(&world, &tenant, LETTERS, |id| if id + 1 < LETTERS { &well } else { &disabled }).await;
+    let path = format!("/v1/tenants/{tenant}");
+    world.plane.call("POST", &format!("{path}/subscriptions/{disabled}/disable"), None).await;
+    let ids: Vec<String> = (0..LETTERS).map(|id| format!("3-{id}")).collect();
+    let body = json!({ "ids": ids }).to_string();
+    world.plane.post(&format!("{path}/dead-letters/replay"), &body).await.is_problem(409, "disabled");
+    assert_eq!(world.replay_records().await, []);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_error_in_the_middle_of_many_tells_how_many_are_on_their_way() {
+    const LETTERS: i64 = 40;
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    let subscription = world.subscription(&tenant).await;
+    bury(&world, &tenant, &subscription, LETTERS).await;
+    // The marks of the second batch of 16 cannot be written; its records can.
+    let refuse = "ALTER TABLE dead_letter_replay ADD CONSTRAINT refused CHECK (outcome_offset < 16)";
+    world.pool.get().await.unwrap().batch_execute(refuse).await.unwrap();
+    let ids: Vec<String> = (0..LETTERS).map(|id| format!("3-{id}")).collect();
+    let path = format!("/v1/tenants/{tenant}/dead-letters/replay");
+    world.plane.post(&path, &json!({ "ids": ids }).to_string()).await.is_problem(409, "32 of 40");
+    assert_eq!(world.replay_records().await.len(), 32);
+    // The same where it is a matter of time: no partition for the marks.
+    let drop_partitions = "DO $$ DECLARE name text; BEGIN FOR name IN SELECT inhrelid::regclass FROM pg_inherits
+        WHERE inhparent = 'dead_letter_replay'::regclass LOOP EXECUTE 'DROP TABLE ' || name; END LOOP; END $$";
+    world.pool.get().await.unwrap().batch_execute(drop_partitions).await.unwrap();
+    world.plane.post(&path, &json!({ "ids": ids }).to_string()).await.is_problem(503, "16 of 40");
     world.end().await;
 }

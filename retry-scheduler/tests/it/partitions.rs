@@ -27,14 +27,21 @@ async fn partitions_are_made_ahead_and_dropped_behind_the_cursor() {
     let world = World::new(1).await;
     world.execute(&old_partition("retry")).await;
     world.execute(&old_partition("delivery")).await;
+    world.execute(&old_partition("dead_letter_replay")).await;
     let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
     let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
     assert!(partitions::lock(&world.pool).await.unwrap().is_none(), "one at a time");
 
     let report = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
-    assert_eq!(report.dropped, ["delivery_20200102_03"], "no cursor is past the retries yet");
+    assert_eq!(
+        report.dropped,
+        ["delivery_20200102_03", "dead_letter_replay_20200102_03"],
+        "no cursor is past the retries yet"
+    );
     assert!(report.ahead >= Duration::from_secs(2 * 3600));
     assert!(report.created.iter().any(|name| name.starts_with("dead_letter_")));
+    let months = world.number(&count("dead_letter_replay", "dead_letter_replay_______")).await;
+    assert_eq!(months, 2, "replays of dead letters have the months of dead letters");
     let again = partitions::maintain(&mut client, plan, RETENTION).await.unwrap();
     assert!(again.created.is_empty() && again.dropped.is_empty(), "{again:?}");
 
