@@ -26,6 +26,7 @@ mod replay;
 mod routes;
 mod secrets;
 mod serve;
+mod stalled;
 mod subscription_state;
 mod subscriptions;
 mod tenants;

@@ -1,5 +1,6 @@
 //! The listener: bounded connections, bounded waits, and a drain at the end.
 
+use crate::stalled::WriteLimited;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -19,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 const MAX_CONNECTIONS: usize = 512;
 /// Longest wait for a request's header, which also ends idle connections.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a client to read more of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after the system refused a connection, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,10 +66,11 @@ pub(crate) async fn serve(
 async fn serve_connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
     // Answers are small and awaited: without this each could wait for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection =
+        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).serve_connection(
+            TokioIo::new(WriteLimited::new(stream, WRITE_TIMEOUT)),
+            TowerToHyperService::new(router),
+        );
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
