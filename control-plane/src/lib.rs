@@ -17,6 +17,7 @@ mod disable;
 mod endpoint_url;
 pub mod error;
 mod extract;
+mod fenced;
 mod metrics;
 mod openapi;
 mod page;
@@ -63,6 +64,8 @@ pub struct ControlPlane {
     address: SocketAddr,
     router: Router,
     publisher: Publisher,
+    /// Cancelled, in a good sense, once the topics were found to be right.
+    topics_checked: CancellationToken,
     publication: publish::Publication,
     records: Records,
     postgresql: Component,
@@ -89,13 +92,13 @@ impl ControlPlane {
         };
         let key = AdminKey::new(admin_key);
         metrics::describe();
-        check_dependencies(&context, &pool).await?;
+        let topics_checked = check_dependencies(&context, &pool).await?;
         let (postgresql, kafka) =
             (context.health.component("postgresql", true), context.health.component("kafka", true));
         let records = Records::new(&context.kafka).map_err(KafkaError::from)?;
         let (publisher, publication) = Publisher::new(
             pool.clone(),
-            records.clone(),
+            context.kafka.clone(),
             context.kafka.topic(Topic::Config),
             settings.publish_deadline,
             postgresql.clone(),
@@ -120,6 +123,7 @@ impl ControlPlane {
             address,
             router,
             publisher,
+            topics_checked,
             publication,
             records,
             postgresql,
@@ -146,12 +150,19 @@ impl ControlPlane {
             shutdown.clone(),
         )?;
         let (tasks, drained) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(self.publisher.run(drained.clone()));
+        let (publisher, topics_checked, ended) = (self.publisher, self.topics_checked, drained.clone());
+        let topics_wait = topics_checked.clone();
+        tasks.spawn(async move {
+            // What a wrong topic was told is lost, for example to a policy that deletes instead of compacting.
+            if ended.run_until_cancelled(topics_wait.cancelled()).await.is_some() {
+                publisher.run(ended).await;
+            }
+        });
         tasks.spawn(dependencies::watch_postgresql(self.pool.clone(), self.postgresql, drained.clone()));
-        let config_topic = self.context.kafka.topic(Topic::Config);
         tasks.spawn(dependencies::watch_kafka(
+            self.context.kafka.clone(),
             self.records.clone(),
-            config_topic,
+            topics_checked,
             self.kafka,
             drained.clone(),
         ));
@@ -168,10 +179,12 @@ impl ControlPlane {
     }
 }
 
-/// Fails for what no waiting repairs; whatever is merely away is reported by health later.
-async fn check_dependencies(context: &Context, pool: &Pool) -> Result<(), Error> {
-    match topics::check(&context.kafka, &[Topic::Config, Topic::Replays, Topic::Outcomes]).await {
-        Ok(_) => {}
+/// Fails for what no waiting repairs; whatever is merely away is reported by health later. The token is cancelled if the
+/// topics could be checked.
+async fn check_dependencies(context: &Context, pool: &Pool) -> Result<CancellationToken, Error> {
+    let topics_checked = CancellationToken::new();
+    match topics::check(&context.kafka, &dependencies::TOPICS).await {
+        Ok(_) => topics_checked.cancel(),
         Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
         Err(error) => return Err(error.into()),
     }
@@ -180,7 +193,7 @@ async fn check_dependencies(context: &Context, pool: &Pool) -> Result<(), Error>
         Err(error) if error.is_unavailable() => tracing::warn!(%error, "starting without the database"),
         Err(error) => return Err(error.into()),
     }
-    Ok(())
+    Ok(topics_checked)
 }
 
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {

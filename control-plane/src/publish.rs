@@ -7,15 +7,21 @@
 //! - Dies between acknowledgement and recording: the same records are written again. Consumers ignore a version that is
 //!   not newer. A batch never holds two records of one entity, so the repeat cannot bring back a state in between,
 //!   which matters for deletions, because a tombstone has no version.
-//! - Loses its session without noticing: the read of the next batch goes over the same session and fails. The batch in
-//!   flight is over within the producer's 5 s; the server gives the lock of a silent session away after 30 s.
+//! - Loses its session without noticing: the server gives the lock of a silent session away after 30 s, that of a
+//!   session cut off at once. The successor shuts the old producer out (see [`crate::fenced`]) *before* it reads the
+//!   recorded position, so nothing older can reach the topic behind what it writes, however late it was sent. That
+//!   matters for tombstones, too: an older record that came after one would bring the entity back for good. The old
+//!   publisher's next read goes over its lost session and fails.
+//! - Takes over so slowly that it lost the lock again meanwhile: it may shut its successor out. But then its session is
+//!   gone, and with it the read of the position, so it writes nothing; the successor's next batch fails, and it takes
+//!   over anew.
 //! - Stands by: follows the recorded position every 50 ms, and tries for the lock once a second.
 //!
 //! Handlers wait for their change's row by [`Publication::settled`]: told at once when the publisher is in this process, by
 //! following the recorded position otherwise. They need no connection while they wait.
 
-use crate::{metrics, records::Records};
-use floodway_runtime::{backoff::Backoff, health::Component};
+use crate::{fenced::FencedRecords, metrics};
+use floodway_runtime::{backoff::Backoff, health::Component, kafka::KafkaSettings};
 use floodway_store::{
     Pool,
     migrate::check_schema,
@@ -62,7 +68,7 @@ enum PublishError {
 /// Publishes while it is this process's turn.
 pub(crate) struct Publisher {
     pool: Pool,
-    records: Records,
+    settings: KafkaSettings,
     topic: String,
     position: watch::Sender<Published>,
     wake: Arc<Notify>,
@@ -90,7 +96,7 @@ impl Publication {
 impl Publisher {
     pub(crate) fn new(
         pool: Pool,
-        records: Records,
+        settings: KafkaSettings,
         topic: String,
         deadline: Duration,
         postgresql: Component,
@@ -99,7 +105,7 @@ impl Publisher {
         let wake = Arc::new(Notify::new());
         let (sender, position) = watch::channel(Published::default());
         let publication = Publication { deadline, position, wake: Arc::clone(&wake) };
-        (Self { pool, records, topic, position: sender, wake, postgresql, kafka }, publication)
+        (Self { pool, settings, topic, position: sender, wake, postgresql, kafka }, publication)
     }
 
     /// Publishes until `stop` is cancelled.
@@ -129,19 +135,21 @@ impl Publisher {
             self.postgresql.up();
             self.stand_by(&session).await?;
         }
+        let records = FencedRecords::take_over(&self.settings, self.topic.clone()).await?;
         metrics::publisher(true);
         tracing::info!("this process publishes configuration");
         let mut position = outbox::published(&*session).await?;
         loop {
             self.position.send_replace(position);
-            let rows = outbox::rows_after(&*session, position.outbox_id, BATCH_ROWS).await?;
+            let mut rows = outbox::rows_after(&*session, position.outbox_id, BATCH_ROWS).await?;
             self.postgresql.up();
             if rows.is_empty() {
                 // A permit left by a change that came meanwhile makes this return at once.
                 let _ = timeout(IDLE_WAIT, self.wake.notified()).await;
                 continue;
             }
-            position = self.publish(&session, first_of_each(&rows)).await?;
+            rows.truncate(distinct_entities(&rows));
+            position = publish(&session, &records, rows).await?;
             self.kafka.up();
             backoff.reset();
         }
@@ -155,33 +163,25 @@ impl Publisher {
         }
         Ok(())
     }
-
-    async fn publish(
-        &self,
-        session: &DedicatedClient,
-        rows: &[OutboxRow],
-    ) -> Result<Published, PublishError> {
-        let in_flight = rows
-            .iter()
-            .map(|row| self.records.send(&self.topic, &row.entity_key, row.value.as_deref()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut position = Published::default();
-        for (row, record) in rows.iter().zip(in_flight) {
-            let offset = record.acknowledged().await?;
-            position = Published { outbox_id: row.id, kafka_offset: Some(offset) };
-        }
-        outbox::record_published(&**session, position).await?;
-        outbox::prune(&**session, KEPT_ROWS).await?;
-        metrics::published(rows.len() as u64, position.outbox_id);
-        Ok(position)
-    }
 }
 
-/// The rows before the first that repeats an entity.
-fn first_of_each(rows: &[OutboxRow]) -> &[OutboxRow] {
+async fn publish(
+    session: &DedicatedClient,
+    records: &FencedRecords,
+    rows: Vec<OutboxRow>,
+) -> Result<Published, PublishError> {
+    let (n, outbox_id) = (rows.len(), rows.last().map_or(0, |row| row.id));
+    let position = Published { outbox_id, kafka_offset: records.write(rows).await? };
+    outbox::record_published(&**session, position).await?;
+    outbox::prune(&**session, KEPT_ROWS).await?;
+    metrics::published(n as u64, outbox_id);
+    Ok(position)
+}
+
+/// How many rows come before the first that repeats an entity.
+fn distinct_entities(rows: &[OutboxRow]) -> usize {
     let mut seen = HashSet::with_capacity(rows.len());
-    let end = rows.iter().position(|row| !seen.insert(&row.entity_key)).unwrap_or(rows.len());
-    &rows[..end]
+    rows.iter().position(|row| !seen.insert(&row.entity_key)).unwrap_or(rows.len())
 }
 
 #[cfg(test)]
@@ -192,8 +192,8 @@ mod tests {
     fn a_batch_ends_before_an_entity_repeats() {
         let row = |id: i64, key: &str| OutboxRow { id, entity_key: key.to_owned(), value: None };
         let rows = [row(1, "a"), row(2, "b"), row(3, "a"), row(4, "c")];
-        assert_eq!(first_of_each(&rows).len(), 2);
-        assert_eq!(first_of_each(&rows[2..]).len(), 2);
-        assert_eq!(first_of_each(&rows[..1]).len(), 1);
+        assert_eq!(distinct_entities(&rows), 2);
+        assert_eq!(distinct_entities(&rows[2..]), 2);
+        assert_eq!(distinct_entities(&rows[..1]), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use floodway_runtime::kafka::KafkaSettings;
 use rdkafka::{
-    ClientContext, Message,
+    ClientConfig, ClientContext, Message,
     error::KafkaError,
     message::DeliveryResult,
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// Longest time from sending a record to its acknowledgement, in milliseconds: a person waits for it.
-const MESSAGE_TIMEOUT_MS: &str = "5000";
+pub(crate) const MESSAGE_TIMEOUT_MS: &str = "5000";
 /// Longest wait for records in flight when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer when asking whether Kafka is there.
@@ -21,7 +21,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 type Answer = oneshot::Sender<Result<i64, KafkaError>>;
 
 /// Answers each record's sender with its offset.
-struct Acknowledgements;
+pub(crate) struct Acknowledgements;
 
 impl ClientContext for Acknowledgements {}
 
@@ -49,7 +49,16 @@ impl Records {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         let mut config = kafka.producer();
         config.set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
+        Self::from_config(&config)
+    }
+
+    pub(crate) fn from_config(config: &ClientConfig) -> Result<Self, KafkaError> {
         Ok(Self(Arc::new(config.create_with_context(Acknowledgements)?)))
+    }
+
+    /// For what only the client itself can do.
+    pub(crate) fn producer(&self) -> &ThreadedProducer<Acknowledgements> {
+        &self.0
     }
 
     /// Hands a record over; records of one partition are written in the order of these calls. Without a value it is a
@@ -82,9 +91,17 @@ impl Records {
 }
 
 impl InFlight {
+    const ABANDONED: Result<i64, KafkaError> =
+        Err(KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight));
+
     /// The record's offset, once all in-sync replicas have it.
     pub(crate) async fn acknowledged(self) -> Result<i64, KafkaError> {
         // The producer answers every record, at the latest when its timeout passes; it only vanishes at the end.
-        self.0.await.unwrap_or(Err(KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight)))
+        self.0.await.unwrap_or(Self::ABANDONED)
+    }
+
+    /// The same, for a thread that may wait.
+    pub(crate) fn blocking_acknowledged(self) -> Result<i64, KafkaError> {
+        self.0.blocking_recv().unwrap_or(Self::ABANDONED)
     }
 }

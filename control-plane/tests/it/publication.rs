@@ -1,7 +1,9 @@
-use crate::world::{Plane, World, eventually, settings};
+use crate::world::{PATIENCE, Plane, World, eventually, settings};
 use floodway_control_plane::Settings;
-use floodway_schemas::config::ConfigChange;
+use floodway_runtime::kafka::KafkaSettings;
+use floodway_schemas::{config::ConfigChange, topic::Topic};
 use floodway_store::outbox;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use std::{collections::HashMap, time::Duration};
 
 #[tokio::test]
@@ -151,5 +153,59 @@ async fn it_becomes_ready_and_publishes_through_a_lost_session() {
     drop(client);
     world.tenant().await;
     assert_eq!(world.config_records().await.len(), 2);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_publisher_still_has_in_flight_never_reaches_the_topic() {
+    let mut world = World::start().await;
+    let tenant = world.tenant().await;
+    let subscription = world.subscription(&tenant).await;
+    let key = format!("subscription/{subscription}");
+    let record = world.config_records().await.into_iter().find(|record| record.key == key).unwrap();
+    world.plane.stop().await;
+
+    // A publisher that was cut off in the middle of a batch: one record sent, another one not yet.
+    let kafka = world.topics.kafka.clone();
+    let value = record.value.unwrap();
+    let send = |old: &ThreadedProducer<DefaultProducerContext>, kafka: &KafkaSettings| {
+        let topic = kafka.topic(Topic::Config);
+        old.send(BaseRecord::to(&topic).key(&key).payload(&value)).map_err(|(error, _)| error).unwrap();
+        old.flush(PATIENCE).unwrap();
+    };
+    let old: ThreadedProducer<DefaultProducerContext> =
+        kafka.producer().set("transactional.id", kafka.group("config-publisher")).create().unwrap();
+    old.init_transactions(PATIENCE).unwrap();
+    old.begin_transaction().unwrap();
+    send(&old, &kafka);
+
+    world.plane = Plane::start(settings(), world.topics.context(), world.pool.clone()).await;
+    let path = format!("/v1/tenants/{tenant}/subscriptions/{subscription}");
+    assert_eq!(world.plane.delete(&path).await.status, 200);
+    send(&old, &kafka);
+    assert!(old.commit_transaction(PATIENCE).is_err(), "fenced");
+
+    let after = world.tenant().await;
+    let records: Vec<(String, bool)> =
+        world.config_records().await.into_iter().map(|record| (record.key, record.value.is_some())).collect();
+    let tenant = format!("tenant/{tenant}");
+    let expected =
+        [(tenant, true), (key.clone(), true), (key.clone(), false), (format!("tenant/{after}"), true)];
+    assert_eq!(records, expected, "the deletion stands");
+    tokio::task::spawn_blocking(move || drop(old)).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_publisher_that_was_shut_out_takes_over_again() {
+    let world = World::start().await;
+    world.tenant().await;
+    let kafka = &world.topics.kafka;
+    let other: ThreadedProducer<DefaultProducerContext> =
+        kafka.producer().set("transactional.id", kafka.group("config-publisher")).create().unwrap();
+    other.init_transactions(PATIENCE).unwrap();
+    world.tenant().await;
+    assert_eq!(world.config_records().await.len(), 2);
+    tokio::task::spawn_blocking(move || drop(other)).await.unwrap();
     world.end().await;
 }

@@ -1,7 +1,14 @@
-use crate::world::{Plane, settings};
+use crate::world::{Plane, eventually, settings};
 use floodway_control_plane::{ControlPlane, Error, Settings};
-use floodway_runtime::testing::{TestTopics, context, kafka};
+use floodway_runtime::{
+    testing::{TestTopics, context, kafka},
+    topics::{self, TopicPlan},
+};
 use floodway_store::{Pool, testing::TestDatabase};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 
 #[tokio::test]
 async fn a_missing_admin_key_is_a_startup_error_naming_its_variable() {
@@ -73,5 +80,44 @@ async fn a_database_newer_than_the_binary_is_refused() {
         assert!(matches!(error, floodway_store::Error::Schema(_)), "{error}");
         assert!(error.to_string().contains("9999") && error.to_string().contains("newer binary"), "{error}");
     }
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn kafka_that_comes_later_is_up_only_when_its_topics_are_right() {
+    let database = TestDatabase::create().await;
+    let there = kafka();
+    let mut context = context(there.clone());
+    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    context.kafka.brokers = address.to_string();
+    let mut plane = Plane::start(settings(), context, database.pool()).await;
+    // The way to the first connection; the broker itself tells its address for all others.
+    let (listener, broker) = (TcpListener::bind(address).await.unwrap(), there.brokers.clone());
+    let mut proxy = JoinSet::new();
+    proxy.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let broker = broker.clone();
+            connections.spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(broker).await {
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    let kafka_reason = || {
+        let reports = plane.context.health.reports();
+        reports.into_iter().find(|report| report.name == "kafka").unwrap().reason
+    };
+    eventually("missing topics are told", || async {
+        kafka_reason().is_some_and(|reason| reason.contains("missing"))
+    })
+    .await;
+    topics::apply(&there, TopicPlan { partitions: 1, replication: 1, dev: true }).await.unwrap();
+    eventually("up", || async { kafka_reason().is_none() }).await;
+    assert_eq!(plane.post("/v1/tenants", r#"{"name":"Acme"}"#).await.status, 201);
+    plane.stop().await;
+    TestTopics { kafka: there }.delete().await;
     database.drop().await;
 }
