@@ -1,6 +1,6 @@
 //! The admin listener: health and metrics, on a port of its own that is never exposed to producers.
 
-use crate::health::Health;
+use crate::{disk::Disk, health::Health};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
 use serde_json::json;
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -185,6 +185,8 @@ fn answer(request: &Request<Incoming>, health: &Health, metrics: &PrometheusHand
                 "ready": ready,
                 "version": env!("CARGO_PKG_VERSION"),
                 "components": health.reports(),
+                // No answer of the system is no reason to fail the report.
+                "disk": Disk::of(Path::new(".")).ok(),
             });
             reply(status, "application/json", format!("{report:#}\n"))
         }

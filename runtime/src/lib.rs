@@ -5,6 +5,7 @@ pub mod admin;
 pub mod backoff;
 pub mod clock;
 pub mod config_feed;
+pub mod disk;
 pub mod health;
 pub mod kafka;
 pub mod logging;
