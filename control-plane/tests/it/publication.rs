@@ -1,10 +1,18 @@
 use crate::world::{PATIENCE, Plane, World, eventually, settings};
 use floodway_control_plane::Settings;
-use floodway_runtime::kafka::KafkaSettings;
+use floodway_runtime::{config_feed::ConfigFeed, kafka::KafkaSettings};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use floodway_store::outbox;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn fifty_concurrent_writers_leave_no_gap_and_each_sees_its_change_published() {
@@ -207,5 +215,28 @@ async fn a_publisher_that_was_shut_out_takes_over_again() {
     world.tenant().await;
     assert_eq!(world.config_records().await.len(), 2);
     tokio::task::spawn_blocking(move || drop(other)).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_feed_knows_what_was_published_and_stays_current_without_changes() {
+    let world = World::start().await;
+    world.tenant().await;
+    let (applied, stop) = (Arc::new(AtomicI64::new(-1)), CancellationToken::new());
+    let offset = Arc::clone(&applied);
+    let feed = ConfigFeed::start(&world.topics.kafka, stop.clone(), move |_, at| {
+        offset.store(at, Ordering::Relaxed);
+    })
+    .unwrap();
+    let freshness = feed.freshness();
+    eventually("caught up", || async { feed.is_caught_up() }).await;
+    assert_eq!(applied.load(Ordering::Relaxed), 0);
+    // What ends a transaction takes an offset of its own, behind the last record.
+    let later = Instant::now() + Duration::from_secs(3);
+    eventually("current later", || async { freshness.current_as_of().is_some_and(|at| at > later) }).await;
+    let created = world.plane.post("/v1/tenants", r#"{"name":"after a while"}"#).await;
+    eventually("applied", || async { applied.load(Ordering::Relaxed) == created.offset() }).await;
+    stop.cancel();
+    tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
     world.end().await;
 }

@@ -71,13 +71,14 @@ async fn outcomes_that_the_owner_before_stores_during_the_takeover_are_not_taken
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scheduler_that_ends_in_good_order_leaves_the_group_at_once() {
+async fn a_scheduler_tells_the_group_how_far_it_is_and_leaves_it_at_once_in_the_end() {
     let world = World::new(2).await;
     let scheduler = world.start().await;
     world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 2).await;
     world.write(0, &[retry(1, 300)]);
     world.read_due(1).await;
     assert_eq!(world.members(), 1);
+    world.committed_becomes(0, 1).await;
     scheduler.stop().await;
     assert_eq!(world.members(), 0, "nobody waits for a session to time out");
     world.end().await;

@@ -202,6 +202,27 @@ impl World {
         groups.groups().iter().map(|group| group.members().len()).sum()
     }
 
+    /// Waits until a shard's position is what the group was told.
+    pub(crate) async fn committed_becomes(&self, shard: i32, position: i64) {
+        let (kafka, topic) = (self.topics.kafka.clone(), self.topics.kafka.topic(Topic::Outcomes));
+        let wait = move || {
+            let reader: BaseConsumer =
+                kafka.reader().set("group.id", kafka.group("retry-scheduler")).create().unwrap();
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                let mut wanted = TopicPartitionList::new();
+                wanted.add_partition(&topic, shard);
+                let committed = reader.committed_offsets(wanted, DEADLINE).unwrap();
+                if committed.elements()[0].offset() == Offset::Offset(position) {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "{committed:?}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        tokio::task::spawn_blocking(wait).await.unwrap();
+    }
+
     /// One number from the database.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
         self.pool.get().await.unwrap().query_one(sql, &[]).await.unwrap().get(0)
