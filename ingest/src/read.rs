@@ -21,7 +21,7 @@ const MEDIA_TYPES: [&str; 3] =
 const FIRST_BUFFER_BYTES: u64 = 256 * 1024;
 /// For how long a refused request's body is read and dropped. Closing a socket with unread data would make the system
 /// discard the answer; and read to its end, the connection can go on.
-const DISCARD_TIME: Duration = Duration::from_millis(500);
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// Checks that the body is JSON in UTF-8, as it is.
 pub(crate) fn check_media(headers: &HeaderMap) -> Result<(), Refusal> {

@@ -177,8 +177,10 @@ fn waiting(listener: TcpListener) -> io::Result<Vec<TcpStream>> {
     while streams.len() < BACKLOG as usize
         && let Ok((stream, _)) = listener.accept()
     {
-        stream.set_nonblocking(true)?;
-        streams.push(TcpStream::from_std(stream)?);
+        match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            Ok(stream) => streams.push(stream),
+            Err(error) => tracing::warn!(%error, "a connection could not be taken over at the end"),
+        }
     }
     Ok(streams)
 }

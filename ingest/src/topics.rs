@@ -62,7 +62,12 @@ pub(crate) async fn check_until_right(kafka: &KafkaSettings, verdict: &TopicsVer
         match check(kafka).await {
             Ok(_) => verdict.set(Ok(())),
             Err(error) => {
-                verdict.set(Err(error.to_string()));
+                let reason = Err(error.to_string());
+                // Kafka's absence is in the health report's log; what an operator must put right is said once.
+                if !matches!(error, TopicsError::Unreachable { .. }) && verdict.get() != reason {
+                    tracing::error!(%error, "no events are accepted until the topics are right");
+                }
+                verdict.set(reason);
                 backoff.wait().await;
             }
         }
