@@ -70,7 +70,7 @@ impl Server {
         let caller = self.keys.authenticate(&head.headers, received_at)?;
         read::check_media(&head.headers)?;
         self.publisher.check_reachable()?;
-        let mut share = self.bodies.share();
+        let mut share = self.bodies.share(&caller.tenant.body_bytes);
         let body = read::read_body(body, &mut share, max_body_bytes, body_timeout).await?;
         self.metrics.body_bytes.record(body.len() as f64);
         let events = parse::split(&body, max_batch_events)?;

@@ -1,6 +1,6 @@
 //! Who sends: the keys and tenants of the `config` topic, held in memory.
 
-use crate::{error::Refusal, limit::EventLimit};
+use crate::{budget::TenantBytes, error::Refusal, limit::EventLimit};
 use floodway_schemas::{
     UnixMillis,
     api_key::{PresentedKey, SecretHash},
@@ -37,6 +37,8 @@ pub(crate) struct TenantAccess {
     state: TenantState,
     /// Kept across versions that do not change the rate: a change of name gives no new burst.
     pub(crate) limit: Arc<EventLimit>,
+    /// Its request bodies in memory. A new version counts anew, within the bound of the process.
+    pub(crate) body_bytes: TenantBytes,
 }
 
 /// Every key and tenant. Read once per request, written when the configuration changes.
@@ -113,7 +115,13 @@ impl KeyTable {
             Some(known) if known.limit.rate() == rate => Arc::clone(&known.limit),
             _ => Arc::new(EventLimit::new(rate, self.burst_seconds)),
         };
-        let access = TenantAccess { id: tenant.id, version: tenant.version, state: tenant.state, limit };
+        let access = TenantAccess {
+            id: tenant.id,
+            version: tenant.version,
+            state: tenant.state,
+            limit,
+            body_bytes: TenantBytes::default(),
+        };
         entries.tenants.insert(tenant.id, Arc::new(access));
     }
 

@@ -32,7 +32,8 @@ pub struct Settings {
     /// `FLOODWAY_INGEST__MAX_BODY_BYTES`: largest request body in bytes; default 10 MiB.
     pub max_body_bytes: usize,
     /// `FLOODWAY_INGEST__MAX_READING_BYTES`: request bodies in memory over all connections, in bytes, from their
-    /// announcement to their answer; default 256 MiB. Requests beyond it are answered 503.
+    /// announcement to their answer; default 256 MiB. Requests beyond it are answered 503. One tenant takes at most
+    /// half of it, or one body.
     pub max_reading_bytes: usize,
     /// `FLOODWAY_INGEST__MAX_BATCH_EVENTS`: most events in one request; default 10,000.
     pub max_batch_events: usize,

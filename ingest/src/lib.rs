@@ -76,7 +76,11 @@ impl Ingest {
         let server = Arc::new(Server {
             keys: KeyTable::new(settings.default_events_per_second, settings.burst_seconds),
             publisher: Arc::new(publisher),
-            bodies: BodyBudget::new(settings.max_reading_bytes, metrics.reading_bytes.clone()),
+            bodies: BodyBudget::new(
+                settings.max_reading_bytes,
+                settings.max_body_bytes,
+                metrics.reading_bytes.clone(),
+            ),
             metrics,
             connections: AtomicUsize::new(0),
             // A child, so that a failing worker stops its siblings and not the process's other roles.

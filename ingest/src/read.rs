@@ -133,7 +133,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::BodyBudget;
+    use crate::budget::{BodyBudget, TenantBytes};
     use http_body_util::Full;
     use hyper::body::Frame;
     use metrics::Gauge;
@@ -198,12 +198,13 @@ mod tests {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        read_body(body, &mut budget.share(), limit, Duration::from_secs(5)).await
+        let tenant = TenantBytes::default();
+        read_body(body, &mut budget.share(&tenant), limit, Duration::from_secs(5)).await
     }
 
     #[tokio::test]
     async fn the_limit_holds_for_announced_and_unannounced_lengths() {
-        let budget = BodyBudget::new(1000, Gauge::noop());
+        let budget = BodyBudget::new(1000, 1000, Gauge::noop());
         let refused = Err(Refusal::BodyTooLarge { limit: 10 });
         assert_eq!(read(&mut Full::new(Bytes::from_static(b"12345678901")), &budget, 10).await, refused);
         assert_eq!(read(&mut pieces(vec![11]), &budget, 10).await, refused);
@@ -214,8 +215,9 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_together_stay_within_the_budget_announced_or_not() {
-        let budget = BodyBudget::new(10, Gauge::noop());
-        let mut held = budget.share();
+        let budget = BodyBudget::new(10, 10, Gauge::noop());
+        let other = TenantBytes::default();
+        let mut held = budget.share(&other);
         held.cover(4).unwrap();
         let full = Err(Refusal::ReadingFull);
         assert_eq!(read(&mut Full::new(Bytes::from_static(b"1234567")), &budget, 10).await, full);
@@ -241,7 +243,7 @@ mod tests {
         }
         let limit = Duration::from_secs(5);
         assert_eq!(
-            read(&mut Silent, &BodyBudget::new(10, Gauge::noop()), 10).await,
+            read(&mut Silent, &BodyBudget::new(10, 10, Gauge::noop()), 10).await,
             Err(Refusal::SlowBody { limit })
         );
     }
