@@ -236,7 +236,7 @@ pub(crate) struct ReplayManyRequested {
 
 /// Deliver several dead letters again
 ///
-/// They are written in batches. When Kafka or the database fails in between, the answer is 503 and names how many were
+/// They are written in batches. When something fails in between, the answer is the error and says how many were
 /// written; asking again delivers those twice.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/dead-letters/replay", tag = "dead letters",

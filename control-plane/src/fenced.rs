@@ -19,6 +19,9 @@ const TRANSACTIONAL_ID: &str = "config-publisher";
 /// Longest time that a transaction stays open when its producer is gone and nobody takes over, in milliseconds: for as
 /// long, readers get nothing that comes after it. Not below the time that a record may take.
 const TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// Wait before the coordinator is asked again, in milliseconds. It still ends a transaction when the next one begins, and
+/// says so for a moment: with the default of 100 ms, changes in quick succession took twice as long (48 instead of 23 ms).
+const RETRY_BACKOFF_MS: &str = "10";
 /// Longest wait for the coordinator's answer. What takes longer is given up, and begins with another takeover.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,6 +39,7 @@ impl FencedRecords {
         config
             .set("transactional.id", kafka.group(TRANSACTIONAL_ID))
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
+            .set("retry.backoff.ms", RETRY_BACKOFF_MS)
             .set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
         let fenced = Self { topic, records: Some(Records::from_config(&config)?) };
         fenced.blocking(|_, records| records.producer().init_transactions(COORDINATOR_TIMEOUT)).await?;
