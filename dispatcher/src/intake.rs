@@ -538,3 +538,108 @@ fn put(
     element.set_metadata(metadata);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dispatcher, Parts, Settings, connect};
+    use floodway_runtime::testing;
+    use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext, types::RDKafkaApiKey};
+
+    /// How long the test waits for anything.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn dispatcher(kafka: &KafkaSettings) -> Dispatcher {
+        let context = testing::context(kafka.clone());
+        let settings = Settings::default();
+        Dispatcher {
+            client: connect::client(&settings).unwrap(),
+            health: Arc::new(KafkaHealth::new(context.health.component("kafka", true))),
+            config_health: context.health.component("config", true),
+            settings,
+            context,
+        }
+    }
+
+    /// A cluster in this process, which can be told to fail.
+    fn cluster() -> (MockCluster<'static, DefaultProducerContext>, KafkaSettings) {
+        let cluster = MockCluster::new(1).unwrap();
+        let mut kafka = testing::kafka();
+        kafka.brokers = cluster.bootstrap_servers();
+        for topic in [Topic::Events, Topic::Due, Topic::Replays, Topic::Config, Topic::Outcomes] {
+            cluster.create_topic(&kafka.topic(topic), 2, 1).unwrap();
+        }
+        (cluster, kafka)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn events_wait_while_the_configuration_may_be_old_and_health_says_so() {
+        let (cluster, kafka) = cluster();
+        let dispatcher = dispatcher(&kafka);
+        let parts = Parts::start(&dispatcher).unwrap();
+        let config = || {
+            let reports = dispatcher.context.health.reports();
+            reports.iter().find(|report| report.name == "config").unwrap().status
+        };
+        let becomes = async |status: &str| {
+            let deadline = Instant::now() + DEADLINE;
+            while config() != status {
+                assert!(Instant::now() < deadline, "config is not {status}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let work = async {
+            assert!(parts.feed_caught_up().await);
+            becomes("up").await;
+            assert!(parts.router.wait_for_room(Topic::Events));
+            // Where the topic ends cannot be asked any more.
+            let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 1_000];
+            cluster.request_errors(RDKafkaApiKey::ListOffsets, &refused);
+            becomes("down").await;
+            assert!(!parts.router.wait_for_room(Topic::Events));
+            assert!(parts.router.wait_for_room(Topic::Due));
+            cluster.clear_request_errors(RDKafkaApiKey::ListOffsets);
+            becomes("up").await;
+            assert!(parts.router.wait_for_room(Topic::Events));
+        };
+        tokio::select! {
+            () = work => {}
+            () = dispatcher.look_after(&parts) => {}
+        }
+        parts.stop(Vec::new(), Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_consumer_ends_although_it_cannot_take_further_partitions_over() {
+        let (cluster, kafka) = cluster();
+        // The group's first rebalance waits for further members: both get a partition of every topic.
+        let (stays, leaves) = (dispatcher(&kafka), dispatcher(&kafka));
+        let (staying, leaving) = (Parts::start(&stays).unwrap(), Parts::start(&leaves).unwrap());
+        let (staying_intakes, leaving_intakes) =
+            (stays.start_intakes(&staying).unwrap(), leaves.start_intakes(&leaving).unwrap());
+        let is_up = |dispatcher: &Dispatcher| {
+            dispatcher.context.health.reports().iter().any(|r| r.name == "kafka" && r.status == "up")
+        };
+        until("both take partitions over", || is_up(&stays) && is_up(&leaves));
+
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1_000];
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &refused);
+        leaving.stop(leaving_intakes, Duration::ZERO).await.unwrap();
+        until("the committed offsets are refused", || {
+            let reports = stays.context.health.reports();
+            let mut reasons = reports.iter().filter_map(|report| report.reason.as_deref());
+            reasons.any(|reason| reason.contains("committed offsets of"))
+        });
+        staying.life.enter(Phase::Leaving);
+        until("every consumer ends", || staying_intakes.iter().all(JoinHandle::is_finished));
+        staying.stop(staying_intakes, Duration::ZERO).await.unwrap();
+    }
+}

@@ -2,15 +2,19 @@
 
 use crate::{
     receiver::{Answer, Receiver},
-    world::{World, until},
+    world::{DEADLINE, World, until},
 };
 use floodway_dispatcher::{Dispatcher, Settings};
-use floodway_runtime::testing;
+use floodway_runtime::{
+    testing,
+    topics::{self, TopicPlan},
+};
 use floodway_schemas::topic::Topic;
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     client::DefaultClientContext,
+    producer::{BaseProducer, BaseRecord, Producer},
 };
 use std::{
     collections::BTreeSet,
@@ -107,6 +111,35 @@ async fn a_topic_that_ends_before_what_was_consumed_is_consumed_from_its_start()
         world.committed(Topic::Events, GROUP, 0).is_some_and(|committed| committed.0 == 3)
     })
     .await;
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_made_anew_under_way_is_consumed_from_its_start() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let running = world.run(World::settings()).await;
+    for id in ["1", "2", "3"] {
+        world.send(id, "a");
+    }
+    receiver.next_ids(3).await;
+    let topic = world.topics.kafka.topic(Topic::Events);
+    let admin: AdminClient<DefaultClientContext> = world.topics.kafka.client().create().unwrap();
+    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    let plan = TopicPlan { partitions: 1, replication: 1, dev: true };
+    let deadline = Instant::now() + DEADLINE;
+    while let Err(error) = topics::apply(&world.topics.kafka, plan).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    // The old producer remembers the old topic.
+    let producer: BaseProducer = world.topics.kafka.producer().create().unwrap();
+    for id in ["4", "5"] {
+        let event = world.event(id, "a", "{}");
+        producer.send(BaseRecord::to(&topic).key(id).payload(&event)).map_err(|(error, _)| error).unwrap();
+    }
+    producer.flush(DEADLINE).unwrap();
+    assert_eq!(receiver.next_ids(2).await, ["4", "5"]);
     world.end(&[&running]).await;
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     receiver::{Answer, Receiver},
-    world::{World, until},
+    world::{DEADLINE, World, until},
 };
 use floodway_dispatcher::Settings;
 use floodway_schemas::topic::Topic;
@@ -89,7 +89,10 @@ async fn an_endpoint_that_hangs_does_not_stop_the_intake_of_its_partition() {
     let mut outcomes = world.outcomes();
     let mut settled = BTreeSet::new();
     let mut count = 0;
+    // Outcomes of the endpoint that hangs trickle in, so the wait for each of them does not bound the test.
+    let deadline = Instant::now() + DEADLINE;
     while settled.len() < EVENTS {
+        assert!(Instant::now() < deadline, "{} of {EVENTS} events within {DEADLINE:?}", settled.len());
         count += 1;
         let outcome = &outcomes.at_least(count).await[count - 1];
         if outcome["subscription"] != hanging.as_str() {
