@@ -86,7 +86,8 @@ impl ConfigFeed {
         consumer.assign(&partitions)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
-        let mut position = Position { consumer, topic, next: None, at_end: false, current: current_tx };
+        let mut position =
+            Position { consumer, topic, next: None, at_end: false, probed: None, current: current_tx };
         let thread = std::thread::Builder::new().name("config-feed".to_owned()).spawn(move || {
             let mut checked_at = Instant::now();
             while !shutdown.is_cancelled() {
@@ -103,8 +104,7 @@ impl ConfigFeed {
                         position.at_end = false;
                     }
                     Some(Err(ClientError::PartitionEOF(_))) => {
-                        position.at_end = true;
-                        position.current.send_replace(Some(Instant::now()));
+                        position.reached_end();
                         caught_up_tx.send_if_modified(|done| !std::mem::replace(done, true));
                     }
                     Some(Err(error)) => tracing::debug!(%error, "config feed waits for Kafka"),
@@ -152,14 +152,24 @@ impl ConfigFeed {
 struct Position {
     consumer: BaseConsumer<FeedContext>,
     topic: String,
-    /// One more than the offset of the last record applied.
+    /// Nothing below this offset is still to come: one more than that of the last record applied, or an end that was reached.
     next: Option<i64>,
     /// The client reported the end, and no record came after that.
     at_end: bool,
+    /// The topic's end when what follows `next` was last fetched again.
+    probed: Option<i64>,
     current: watch::Sender<Option<Instant>>,
 }
 
 impl Position {
+    /// The client reports that there is nothing more.
+    fn reached_end(&mut self) {
+        self.at_end = true;
+        // Offsets up to the end that was probed hold no records: compaction or a transaction's marker took them.
+        self.next = self.next.max(self.probed.take());
+        self.current.send_replace(Some(Instant::now()));
+    }
+
     /// Compares the position with the topic's end.
     fn check(&mut self) {
         let asked = Instant::now();
@@ -168,8 +178,9 @@ impl Position {
         if next >= high {
             self.current.send_replace(Some(asked));
         } else if std::mem::take(&mut self.at_end) {
-            // Records are under way, or compaction left none between here and the end. Fetched again from here, the end is
-            // reported again, which tells.
+            // Records are under way, or there are none between here and the end. Fetched again from here, the end is reported
+            // again, which tells.
+            self.probed = Some(high);
             let _ = self.consumer.seek(&self.topic, 0, Offset::Offset(next), Duration::ZERO);
         }
     }

@@ -4,7 +4,7 @@ use floodway_schemas::{
     ids::TenantId,
     topic::Topic,
 };
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use std::time::Duration;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ async fn the_feed_applies_what_is_there_then_what_comes_and_skips_what_it_cannot
     publish(&topics.kafka, &key, created.encode().unwrap().as_deref()).await;
 
     let shutdown = CancellationToken::new();
+    let topic = topics.kafka.topic(Topic::Config);
     let (changes_tx, mut changes) = mpsc::unbounded_channel();
     let feed = ConfigFeed::start(&topics.kafka, shutdown.clone(), move |change, offset| {
         changes_tx.send((change, offset)).unwrap();
@@ -48,9 +49,22 @@ async fn the_feed_applies_what_is_there_then_what_comes_and_skips_what_it_cannot
     let deleted = timeout(DEADLINE, changes.recv()).await.unwrap().unwrap();
     assert_eq!(deleted, (ConfigChange::Deleted(created.key()), 2));
 
+    // A transaction leaves its marker after the last record: the feed's position is never the topic's end.
+    let producer: FutureProducer =
+        topics.kafka.producer().set("transactional.id", topics.kafka.group("publisher")).create().unwrap();
+    tokio::task::spawn_blocking(move || {
+        producer.init_transactions(DEADLINE).unwrap();
+        producer.begin_transaction().unwrap();
+        let sent = producer.send_result(FutureRecord::to(&topic).key("robot/2").payload("{}"));
+        drop(sent.map_err(|(error, _)| error).unwrap());
+        producer.commit_transaction(DEADLINE).unwrap();
+    })
+    .await
+    .unwrap();
+
     // Nothing changes any more, and the feed goes on to say that it knows.
     let freshness = feed.freshness();
-    for _ in 0..2 {
+    for _ in 0..4 {
         let before = freshness.current_as_of();
         assert!(before.is_some());
         timeout(DEADLINE, async {
