@@ -17,6 +17,8 @@ STAND_INS = {
     "FLOODWAY_CONTROL_PLANE__ADMIN_KEY": "a-stand-in-for-the-admin-key",
     "FLOODWAY_KAFKA__SASL_PASSWORD": "stand-in",
 }
+# For what talks to no broker. Others must be given their user's name.
+WITHOUT_KAFKA = {"FLOODWAY_KAFKA__SASL_USERNAME": "stand-in"}
 LISTEN = re.compile(r"FLOODWAY_(?:(\w+)__)?LISTEN")
 DRAIN = re.compile(r"FLOODWAY_\w+__DRAIN_(?:TIMEOUT|DEADLINE)")
 DRAIN_MARGIN_SECONDS = 10  # between the end of the drain and the kubelet's SIGKILL
@@ -144,11 +146,12 @@ def settings(manifests):
         if workload.kind == "Deployment" and arguments != [workload.component]:
             yield f"{workload.name}: runs {arguments}, its component is {workload.component}"
         # `validate` checks all roles, so what this one does not get is stood in for.
-        refused = source.floodway(["validate"], {**STAND_INS, **values})
+        component = workload.component
+        stand_ins = {**STAND_INS, **(WITHOUT_KAFKA if component == "migrate" else {})}
+        refused = source.floodway(["validate"], {**stand_ins, **values})
         if refused:
             yield f"{workload.name}: {refused}"
 
-        component = workload.component
         wanted = {
             "FLOODWAY_DATABASE_URL": component in source.roles_that_need("database") | {"migrate"},
             "FLOODWAY_SEALING_KEY": component in source.roles_that_need("sealing_key"),
