@@ -1,7 +1,7 @@
 //! All four roles as processes, with topics and a database of their own, and a tenant to send as.
 
 use crate::{
-    role::{Role, command, free_port},
+    role::{DEADLINE, Role, command, free_port},
     stack::Stack,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +10,13 @@ use floodway_loadtest::{
     admin_client::{AdminClient, NewSubscription, RetryPolicy, Subscription},
     receive::{Receiver, ReceiverConfig},
 };
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
 
 /// Partitions of every topic: enough for the parallel paths, few enough to start fast.
 const PARTITIONS: &str = "4";
@@ -45,6 +51,8 @@ pub struct Pipeline {
     pub database_url: String,
     /// The servers under it.
     pub stack: Stack,
+    /// Subscriptions created so far.
+    subscriptions: AtomicU32,
     environment: BTreeMap<String, String>,
     folder: PathBuf,
 }
@@ -98,6 +106,7 @@ impl Pipeline {
             prefix: format!("{name}-"),
             database_url,
             stack,
+            subscriptions: AtomicU32::new(0),
             environment,
             folder,
         };
@@ -152,7 +161,20 @@ impl Pipeline {
             history: Some("all"),
             timeout_ms: Some(5_000),
         };
-        Ok(self.admin.create_subscription(&self.tenant, &wanted).await?)
+        let subscription = self.admin.create_subscription(&self.tenant, &wanted).await?;
+        // It is published; events that the dispatcher takes before it has read that are not for it.
+        let known = self.subscriptions.fetch_add(1, Ordering::Relaxed) + 1;
+        let end = Instant::now() + DEADLINE;
+        while self
+            .dispatcher
+            .metric("floodway_dispatcher_subscriptions")
+            .await
+            .is_none_or(|n| n < f64::from(known))
+        {
+            ensure!(Instant::now() < end, "the dispatcher does not learn of {name}");
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(subscription)
     }
 
     /// Attempts that a delivery to a dead endpoint gets.

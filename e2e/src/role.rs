@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use std::{
     collections::BTreeMap,
@@ -128,6 +128,15 @@ impl Role {
         let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
         let url = format!("http://{}/health/{name}", self.admin).parse().ok()?;
         Some(client.get(url).await.ok()?.status().as_u16())
+    }
+
+    /// Value of a metric without labels; `None` without an answer or without the metric.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let url = format!("http://{}/metrics", self.admin).parse().ok()?;
+        let text = client.get(url).await.ok()?.into_body().collect().await.ok()?.to_bytes();
+        let text = String::from_utf8_lossy(&text);
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
 
     /// SIGKILL: what a crash looks like.
