@@ -49,7 +49,7 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__PAUSED_RECHECK`: how long a delivery of a paused subscription is deferred; default `15s`.
     #[serde(with = "humantime_serde")]
     pub paused_recheck: Duration,
-    /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `2m`.
+    /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `30s`.
     #[serde(with = "humantime_serde")]
     pub max_deferral: Duration,
     /// `FLOODWAY_DISPATCHER__MAX_RETRY_AFTER`: longest wait that an endpoint's `Retry-After` is granted; default `1h`.
@@ -85,7 +85,7 @@ impl Default for Settings {
             pool_max_idle_per_host: 64,
             allowed_networks: Vec::new(),
             paused_recheck: Duration::from_secs(15),
-            max_deferral: Duration::from_secs(120),
+            max_deferral: Duration::from_secs(30),
             max_retry_after: Duration::from_secs(3600),
             config_grace: Duration::from_secs(30),
             commit_interval: Duration::from_millis(300),
