@@ -23,28 +23,6 @@ const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
 
-const KINDS: [OutcomeKind; 6] = [
-    OutcomeKind::Delivered,
-    OutcomeKind::Retry,
-    OutcomeKind::Deferred,
-    OutcomeKind::Dead,
-    OutcomeKind::Disable,
-    OutcomeKind::Dropped,
-];
-const CLASSES: [ErrorClass; 11] = [
-    ErrorClass::Dns,
-    ErrorClass::ForbiddenAddress,
-    ErrorClass::Refused,
-    ErrorClass::Connect,
-    ErrorClass::Tls,
-    ErrorClass::Timeout,
-    ErrorClass::Reset,
-    ErrorClass::Protocol,
-    ErrorClass::Redirect,
-    ErrorClass::Status,
-    ErrorClass::Secret,
-];
-
 /// Why a record was not turned into deliveries, and its offset just settled.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Skip {
@@ -102,10 +80,10 @@ impl Metrics {
     /// Describes and registers everything.
     pub(crate) fn new() -> Self {
         describe();
-        let mut deliveries = Vec::with_capacity(KINDS.len() * (CLASSES.len() + 1));
-        for kind in KINDS {
+        let mut deliveries = Vec::with_capacity(OutcomeKind::ALL.len() * (ErrorClass::ALL.len() + 1));
+        for kind in OutcomeKind::ALL {
             deliveries.push(counter!(DELIVERIES, "kind" => kind.as_str(), "error" => "none"));
-            for class in CLASSES {
+            for class in ErrorClass::ALL {
                 deliveries.push(counter!(DELIVERIES, "kind" => kind.as_str(), "error" => class.as_str()));
             }
         }
@@ -125,10 +103,11 @@ impl Metrics {
 
     /// Counts a decision about a delivery.
     pub(crate) fn delivery(&self, kind: OutcomeKind, error: Option<ErrorClass>) {
-        let kind = KINDS.iter().position(|&known| known == kind).unwrap_or(0);
-        let error =
-            error.and_then(|class| CLASSES.iter().position(|&known| known == class)).map_or(0, |at| at + 1);
-        self.deliveries[kind * (CLASSES.len() + 1) + error].increment(1);
+        let kind = OutcomeKind::ALL.iter().position(|&known| known == kind).unwrap_or(0);
+        let error = error
+            .and_then(|class| ErrorClass::ALL.iter().position(|&known| known == class))
+            .map_or(0, |at| at + 1);
+        self.deliveries[kind * (ErrorClass::ALL.len() + 1) + error].increment(1);
     }
 
     /// Counts a deferral.

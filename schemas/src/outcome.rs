@@ -121,6 +121,10 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] =
+        [Self::Delivered, Self::Retry, Self::Deferred, Self::Dead, Self::Disable, Self::Dropped];
+
     /// The kind's name, as in JSON, in [`KIND_HEADER`], in metrics and in tables.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -168,6 +172,21 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Every class.
+    pub const ALL: [Self; 11] = [
+        Self::Dns,
+        Self::ForbiddenAddress,
+        Self::Refused,
+        Self::Connect,
+        Self::Tls,
+        Self::Timeout,
+        Self::Reset,
+        Self::Protocol,
+        Self::Redirect,
+        Self::Status,
+        Self::Secret,
+    ];
+
     /// The class's name, as in JSON, metrics and tables.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -356,29 +375,10 @@ mod tests {
 
     #[test]
     fn names_in_json_are_the_names_in_tables() {
-        for kind in [
-            OutcomeKind::Delivered,
-            OutcomeKind::Retry,
-            OutcomeKind::Deferred,
-            OutcomeKind::Dead,
-            OutcomeKind::Disable,
-            OutcomeKind::Dropped,
-        ] {
+        for kind in OutcomeKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
-        for class in [
-            ErrorClass::Dns,
-            ErrorClass::ForbiddenAddress,
-            ErrorClass::Refused,
-            ErrorClass::Connect,
-            ErrorClass::Tls,
-            ErrorClass::Timeout,
-            ErrorClass::Reset,
-            ErrorClass::Protocol,
-            ErrorClass::Redirect,
-            ErrorClass::Status,
-            ErrorClass::Secret,
-        ] {
+        for class in ErrorClass::ALL {
             assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
         }
         for reason in [
