@@ -4,6 +4,7 @@
 //! Everything here uses public interfaces only: the ingest API, the control plane's REST API and webhooks.
 
 pub mod admin_client;
+pub mod child;
 pub mod demo;
 pub mod receive;
 pub mod report;

@@ -1,7 +1,6 @@
 //! The demo: starts Floodway, creates a tenant with a healthy, a flaky and a dead endpoint, sends events, and shows what
 //! became of every one of them, by two independent accounts.
 
-pub mod child;
 pub mod environment;
 pub mod guide;
 pub mod progress;
@@ -10,7 +9,6 @@ pub mod reconcile;
 pub mod table;
 
 use self::{
-    child::{Floodway, last_lines},
     environment::Listeners,
     guide::Guide,
     progress::{Progress, Snapshot},
@@ -19,6 +17,7 @@ use self::{
 };
 use crate::{
     admin_client::{AdminClient, AdminError, Counts, DeadLetter},
+    child::{ChildError, GuardedChild, last_lines},
     receive::{BindError, Receiver, ReceiverConfig, verify::InvalidSecret},
     report,
     send::{SendError, SendPlan, SendReport, payload::Payload, record::SendRecord, send},
@@ -82,22 +81,9 @@ pub enum DemoError {
         /// What is wrong.
         reason: std::io::Error,
     },
-    /// A program cannot be started.
-    #[error("{} cannot be started: {reason}", program.display())]
-    Start {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        reason: std::io::Error,
-    },
-    /// Floodway ended by itself.
-    #[error("floodway dev ended by itself ({status}); its last lines were:\n{log}")]
-    Ended {
-        /// How it ended.
-        status: String,
-        /// End of its log.
-        log: String,
-    },
+    /// Floodway cannot be started, or ended by itself.
+    #[error(transparent)]
+    Child(#[from] ChildError),
     /// Floodway did not become ready.
     #[error(
         "floodway dev was not ready after {seconds} s; its health is {health}, its last lines are:\n{log}"
@@ -146,7 +132,12 @@ pub enum DemoError {
 impl DemoError {
     /// Whether the command line or the environment is to be changed, rather than anything that ran.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::MissingSetting(_) | Self::File { .. } | Self::Start { .. })
+        matches!(
+            self,
+            Self::MissingSetting(_)
+                | Self::File { .. }
+                | Self::Child(ChildError::Log { .. } | ChildError::Start { .. })
+        )
     }
 }
 
@@ -164,7 +155,7 @@ pub async fn run(options: &DemoOptions, stop: &CancellationToken) -> Result<Vec<
     let log = options.stack_dir.join(LOG_FILE);
     let receiver_address = (Ipv4Addr::LOCALHOST, options.receiver_port);
     let receiver = Receiver::bind(receiver_address, ReceiverConfig::default()).await?;
-    let mut floodway = Floodway::start(&options.floodway, &variables, &log)?;
+    let mut floodway = GuardedChild::start(&options.floodway, &["dev"], &variables, &log)?;
 
     let mut demo = Demo {
         options,
@@ -183,7 +174,7 @@ pub async fn run(options: &DemoOptions, stop: &CancellationToken) -> Result<Vec<
     ));
     let result = tokio::select! {
         result = demo.carry_out(stop) => result,
-        ended = floodway.ended() => Err(ended),
+        ended = floodway.ended() => Err(ended.into()),
         () = stop.cancelled() => Err(DemoError::Interrupted),
     };
     let result = match result {
@@ -348,9 +339,9 @@ impl Demo<'_> {
     }
 
     /// Leaves everything running until it is told to stop.
-    async fn stay_up(&self, floodway: &mut Floodway, stop: &CancellationToken) -> Result<(), DemoError> {
+    async fn stay_up(&self, floodway: &mut GuardedChild, stop: &CancellationToken) -> Result<(), DemoError> {
         tokio::select! {
-            ended = floodway.ended() => Err(ended),
+            ended = floodway.ended() => Err(ended.into()),
             () = stop.cancelled() => Ok(()),
         }
     }

@@ -2,7 +2,10 @@ use crate::{
     fake_floodway::{FakeFloodway, Fault},
     http::{json, serve},
 };
-use floodway_loadtest::demo::{self, DemoError, DemoOptions, child::Floodway, environment::Listeners};
+use floodway_loadtest::{
+    child::{ChildError, GuardedChild},
+    demo::{self, DemoError, DemoOptions, environment::Listeners},
+};
 use std::{
     collections::BTreeMap,
     fs,
@@ -55,8 +58,8 @@ impl Stage {
         }
     }
 
-    fn start(&self) -> Floodway {
-        Floodway::start(&self.program(), &BTreeMap::new(), &self.0.join("log")).unwrap()
+    fn start(&self) -> GuardedChild {
+        GuardedChild::start(&self.program(), &["dev"], &BTreeMap::new(), &self.0.join("log")).unwrap()
     }
 
     fn wait_for(&self, file: &str) -> String {
@@ -121,7 +124,7 @@ async fn a_floodway_that_never_gets_ready_is_reported_with_its_health_and_log() 
 async fn a_floodway_that_ends_by_itself_is_reported_with_its_log() {
     let stage = Stage::with_program("echo no database >&2; exit 69");
     let error = stage.start().ended().await;
-    let DemoError::Ended { status, log } = &error else { panic!("{error}") };
+    let ChildError::Ended { status, log, .. } = &error else { panic!("{error}") };
     assert!(status.contains("69") && log.contains("no database"), "{error}");
 }
 

@@ -1,12 +1,11 @@
-//! `floodway dev` as a child process that never outlives the demo.
+//! A child process that never outlives this one: a role of Floodway, all of them, or a floor of a benchmark.
 //!
-//! The child has a process group of its own, so that Ctrl-C in a terminal reaches only the demo, which then ends the
-//! child in order. Beside it runs a guard: a shell that reads words from a pipe held by the demo. A word is the name
-//! of a signal to send to the child, or `done`. The end of the pipe without `done` means that the demo is gone, however
-//! it ended (SIGKILL included): then the guard ends the child, first with SIGTERM, then with SIGKILL. This takes no
-//! unsafe code and no system call that only Linux has.
+//! The child has a process group of its own, so that Ctrl-C in a terminal reaches only this process, which then ends the
+//! child in order. Beside it runs a guard: a shell that reads words from a pipe held by this process. A word is the name
+//! of a signal to send to the child, or `done`. The end of the pipe without `done` means that this process is gone,
+//! however it ended (SIGKILL included): then the guard ends the child, first with SIGTERM, then with SIGKILL. This takes
+//! no unsafe code and no system call that only Linux has.
 
-use super::DemoError;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -15,12 +14,13 @@ use std::{
     process::{ExitStatus, Stdio},
     time::Duration,
 };
+use thiserror::Error;
 use tokio::{
     io::AsyncWriteExt,
     process::{Child, ChildStdin, Command},
 };
 
-/// How long Floodway may take to drain after SIGTERM, in seconds: more than its own drain deadlines. The guard allows the
+/// How long a child may take to drain after SIGTERM, in seconds: more than Floodway's own drain deadlines. The guard allows the
 /// same.
 const STOP_SECONDS: u64 = 40;
 /// Most of the log's end that is shown, in bytes.
@@ -44,27 +44,60 @@ done
 kill -s KILL "$pid" 2>/dev/null
 "#;
 
+/// Why a child does not run.
+#[derive(Debug, Error)]
+pub enum ChildError {
+    /// Its log cannot be written.
+    #[error("{}: {reason}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: std::io::Error,
+    },
+    /// A program cannot be started.
+    #[error("{} cannot be started: {reason}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        reason: std::io::Error,
+    },
+    /// It ended by itself.
+    #[error("{command} ended by itself ({status}); its last lines were:\n{log}")]
+    Ended {
+        /// The program's name and its arguments.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// End of its log.
+        log: String,
+    },
+}
+
 /// The running child.
-pub struct Floodway {
+pub struct GuardedChild {
+    command: String,
     child: Child,
     guard: Child,
     orders: ChildStdin,
     log: PathBuf,
 }
 
-impl Floodway {
-    /// Starts `program dev`; what it prints goes into the file `log`, which is emptied.
+impl GuardedChild {
+    /// Starts a program; what it prints goes into the file `log`, which is emptied.
     pub fn start(
         program: &Path,
+        arguments: &[&str],
         variables: &BTreeMap<String, String>,
         log: &Path,
-    ) -> Result<Self, DemoError> {
-        let file = |reason| DemoError::File { path: log.to_owned(), reason };
+    ) -> Result<Self, ChildError> {
+        let file = |reason| ChildError::Log { path: log.to_owned(), reason };
         let output = File::create(log).map_err(file)?;
         let errors = output.try_clone().map_err(file)?;
-        let start = |reason| DemoError::Start { program: program.to_owned(), reason };
+        let start = |reason| ChildError::Start { program: program.to_owned(), reason };
         let child = Command::new(program)
-            .arg("dev")
+            .args(arguments)
             .envs(variables)
             .stdin(Stdio::null())
             .stdout(output)
@@ -76,15 +109,17 @@ impl Floodway {
         // A child that was not awaited has an id.
         let pid = child.id().unwrap_or_default().to_string();
         let mut guard = Command::new("sh")
-            .args(["-c", GUARD, "floodway-demo-guard", &pid, &STOP_SECONDS.to_string()])
+            .args(["-c", GUARD, "floodway-child-guard", &pid, &STOP_SECONDS.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .map_err(|reason| DemoError::Start { program: "sh".into(), reason })?;
+            .map_err(|reason| ChildError::Start { program: "sh".into(), reason })?;
         let orders = guard.stdin.take().ok_or_else(|| start(std::io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self { child, guard, orders, log: log.to_owned() })
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+        let command = std::iter::once(&*name).chain(arguments.iter().copied()).collect::<Vec<_>>().join(" ");
+        Ok(Self { command, child, guard, orders, log: log.to_owned() })
     }
 
     /// Its process id, while it runs.
@@ -93,12 +128,12 @@ impl Floodway {
     }
 
     /// Returns when it has ended, which it never does by itself unless something is wrong.
-    pub async fn ended(&mut self) -> DemoError {
+    pub async fn ended(&mut self) -> ChildError {
         let status = match self.child.wait().await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        DemoError::Ended { status, log: last_lines(&self.log) }
+        ChildError::Ended { command: self.command.clone(), status, log: last_lines(&self.log) }
     }
 
     /// SIGTERM, and SIGKILL if it has not drained in time. Returns its exit status, or `None` if it had to be killed.
