@@ -6,6 +6,7 @@
 pub mod admin_client;
 pub mod child;
 pub mod demo;
+pub mod load;
 pub mod receive;
 pub mod report;
 pub mod send;
