@@ -4,7 +4,7 @@
 //! process never ends because of it, and recovers without help.
 
 use crate::{error::Error, publish::Publisher, topics::TopicsVerdict};
-use floodway_runtime::health::Component;
+use floodway_runtime::{health::Component, kafka::KafkaSettings};
 use std::{
     sync::{
         Arc,
@@ -34,6 +34,7 @@ pub(crate) struct KafkaWatch {
 impl KafkaWatch {
     /// Starts watching.
     pub(crate) fn start(
+        kafka: KafkaSettings,
         publisher: Arc<Publisher>,
         topics: Arc<TopicsVerdict>,
         health: Component,
@@ -42,7 +43,7 @@ impl KafkaWatch {
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("kafka-watch".to_owned())
-            .spawn(move || Watch::new(publisher, topics, health).run(&stopped))
+            .spawn(move || Watch::new(kafka, publisher, topics, health).run(&stopped))
             .map_err(Error::Worker)?;
         Ok(Self { stop, thread })
     }
@@ -58,6 +59,7 @@ impl KafkaWatch {
 }
 
 struct Watch {
+    kafka: KafkaSettings,
     publisher: Arc<Publisher>,
     topics: Arc<TopicsVerdict>,
     health: Component,
@@ -68,8 +70,14 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(publisher: Arc<Publisher>, topics: Arc<TopicsVerdict>, health: Component) -> Self {
-        Self { publisher, topics, health, acknowledged: 0, failed: 0, last_failure: None, down_since: None }
+    fn new(
+        kafka: KafkaSettings,
+        publisher: Arc<Publisher>,
+        topics: Arc<TopicsVerdict>,
+        health: Component,
+    ) -> Self {
+        let (acknowledged, failed, last_failure, down_since) = (0, 0, None, None);
+        Self { kafka, publisher, topics, health, acknowledged, failed, last_failure, down_since }
     }
 
     fn run(mut self, stop: &AtomicBool) {
@@ -98,10 +106,18 @@ impl Watch {
 
     /// Requests are let in once the number of partitions is known, and so not before the topics are right.
     fn probe(&self) -> Result<(), String> {
-        let partitions = self.publisher.probe(PROBE_PATIENCE)?;
+        let partitions = self.publisher.probe(PROBE_PATIENCE).map_err(|reason| self.explain(reason))?;
         self.topics.get()?;
         self.publisher.set_partitions(partitions);
         Ok(())
+    }
+
+    /// A request that timed out does not know why no broker answered.
+    fn explain(&self, reason: String) -> String {
+        match self.kafka.diagnose(PROBE_PATIENCE) {
+            Some(cause) => format!("no broker answers: {cause}"),
+            None => reason,
+        }
     }
 
     /// A broker may answer and still not take events, for example with too few in-sync replicas.
@@ -126,8 +142,8 @@ impl Watch {
 mod tests {
     use super::*;
     use crate::{config::Settings, metrics::Metrics};
-    use floodway_runtime::{health::Health, kafka::KafkaSettings};
-    use rdkafka::mocking::MockCluster;
+    use floodway_runtime::health::Health;
+    use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 
     const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -143,18 +159,23 @@ mod tests {
         Arc::new(TopicsVerdict::right())
     }
 
-    fn publisher(brokers: String) -> Arc<Publisher> {
-        let kafka = KafkaSettings { brokers, ..KafkaSettings::default() };
-        Arc::new(Publisher::new(&kafka, &Settings::default(), None, Arc::new(Metrics::new())).unwrap())
+    fn kafka(cluster: &MockCluster<'_, DefaultProducerContext>) -> KafkaSettings {
+        KafkaSettings { brokers: cluster.bootstrap_servers(), ..KafkaSettings::default() }
+    }
+
+    fn publisher(kafka: &KafkaSettings) -> Arc<Publisher> {
+        Arc::new(Publisher::new(kafka, &Settings::default(), None, Arc::new(Metrics::new())).unwrap())
     }
 
     #[test]
     fn readiness_follows_the_broker_down_and_up_again() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
+        let (health, kafka) = (Health::default(), kafka(&cluster));
+        let publisher = publisher(&kafka);
         let watch =
-            KafkaWatch::start(Arc::clone(&publisher), right(), health.component("kafka", true)).unwrap();
+            KafkaWatch::start(kafka, Arc::clone(&publisher), right(), health.component("kafka", true))
+                .unwrap();
         eventually("up", || health.is_ready());
         assert_eq!(publisher.check_reachable(), Ok(()));
         cluster.broker_down(1).unwrap();
@@ -168,8 +189,9 @@ mod tests {
     fn deliveries_that_only_fail_count_against_kafka_until_one_succeeds() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
-        let mut watch = Watch::new(Arc::clone(&publisher), right(), health.component("kafka", true));
+        let (health, kafka) = (Health::default(), kafka(&cluster));
+        let publisher = publisher(&kafka);
+        let mut watch = Watch::new(kafka, Arc::clone(&publisher), right(), health.component("kafka", true));
         publisher.tally().failed.fetch_add(1, Ordering::Relaxed);
         watch.look();
         assert_eq!(health.reports()[0].reason.as_deref(), Some("Kafka does not acknowledge events"));
@@ -184,13 +206,14 @@ mod tests {
     fn while_the_topics_are_not_known_to_be_right_nothing_is_accepted() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("floodway.events", 4, 1).unwrap();
-        let (health, publisher) = (Health::default(), publisher(cluster.bootstrap_servers()));
+        let (health, kafka) = (Health::default(), kafka(&cluster));
+        let publisher = publisher(&kafka);
         let unknown = Arc::new(TopicsVerdict::unknown());
         let component = health.component("kafka", true);
-        Watch::new(Arc::clone(&publisher), unknown, component.clone()).look();
+        Watch::new(kafka.clone(), Arc::clone(&publisher), unknown, component.clone()).look();
         assert_eq!(health.reports()[0].reason.as_deref(), Some("the topics have not been checked yet"));
         assert!(publisher.check_reachable().is_err());
-        Watch::new(Arc::clone(&publisher), right(), component).look();
+        Watch::new(kafka, Arc::clone(&publisher), right(), component).look();
         assert!(health.is_ready());
         assert_eq!(publisher.check_reachable(), Ok(()));
     }

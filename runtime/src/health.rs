@@ -7,6 +7,9 @@ use floodway_schemas::UnixMillis;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Why a new component is down.
+const STARTING: &str = "starting";
+
 /// The components of this process. Cheap to clone; all clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
@@ -60,7 +63,7 @@ impl Health {
 
     /// Adds a component. Roles in one process may each add one of the same name.
     pub fn component(&self, name: &'static str, gates_ready: bool) -> Component {
-        let state = State { down: Some("starting".to_owned()), since: crate::clock::now() };
+        let state = State { down: Some(STARTING.to_owned()), since: crate::clock::now() };
         let shared = Arc::new(Shared { role: self.role, name, gates_ready, state: Mutex::new(state) });
         lock(&self.components).push(Arc::clone(&shared));
         Component(shared)
@@ -104,7 +107,10 @@ impl Component {
 
     fn set(&self, down: Option<String>) {
         let mut state = lock(&self.0.state);
-        if state.down.is_some() != down.is_some() {
+        let changed = state.down.is_some() != down.is_some();
+        // What keeps a component from ever coming up belongs into the log as well.
+        let first_reason = state.down.as_deref() == Some(STARTING) && down.is_some();
+        if changed || first_reason {
             let (role, name) = (self.0.role, self.0.name);
             state.since = crate::clock::now();
             match &down {

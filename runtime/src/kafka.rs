@@ -1,10 +1,10 @@
 //! How every role talks to Kafka.
 
+pub use crate::kafka_security::{KafkaSecurity, SecurityProtocol};
+
 use floodway_schemas::topic::{Topic, TopicPrefix};
 use rdkafka::{ClientConfig, producer::BaseProducer};
-use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::time::Duration;
 use thiserror::Error;
 
 /// How long a request to a broker may take when a person or a start-up waits for it.
@@ -44,90 +44,6 @@ pub struct KafkaSettings {
     pub security: KafkaSecurity,
 }
 
-/// The mechanisms that the client is built with, and for which a name and a password are all it takes.
-const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
-/// The one that is taken if none is set.
-const DEFAULT_SASL_MECHANISM: &str = "SCRAM-SHA-512";
-
-/// The section `[kafka]`: encryption and authentication of connections to brokers.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct KafkaSecurity {
-    /// `FLOODWAY_KAFKA__SECURITY_PROTOCOL`: default `plaintext`.
-    pub security_protocol: SecurityProtocol,
-    /// `FLOODWAY_KAFKA__SASL_MECHANISM`: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; default `SCRAM-SHA-512`.
-    pub sasl_mechanism: Option<String>,
-    /// `FLOODWAY_KAFKA__SASL_USERNAME`
-    pub sasl_username: Option<String>,
-    /// `FLOODWAY_KAFKA__SASL_PASSWORD`
-    pub sasl_password: Option<SecretString>,
-    /// `FLOODWAY_KAFKA__CA_FILE`: PEM file of the authorities to trust; default the system's.
-    pub ca_file: Option<PathBuf>,
-}
-
-const CA_FILE: &str = "kafka.ca_file (FLOODWAY_KAFKA__CA_FILE)";
-
-/// How connections to brokers are protected.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SecurityProtocol {
-    /// Neither encrypted nor authenticated.
-    #[default]
-    Plaintext,
-    /// TLS.
-    Ssl,
-    /// SASL without TLS.
-    SaslPlaintext,
-    /// SASL over TLS.
-    SaslSsl,
-}
-
-impl SecurityProtocol {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Plaintext => "plaintext",
-            Self::Ssl => "ssl",
-            Self::SaslPlaintext => "sasl_plaintext",
-            Self::SaslSsl => "sasl_ssl",
-        }
-    }
-
-    fn uses_sasl(self) -> bool {
-        matches!(self, Self::SaslPlaintext | Self::SaslSsl)
-    }
-
-    fn uses_tls(self) -> bool {
-        matches!(self, Self::Ssl | Self::SaslSsl)
-    }
-}
-
-impl KafkaSecurity {
-    fn validate(&self) -> Result<(), KafkaError> {
-        let known = |mechanism: &String| SASL_MECHANISMS.contains(&mechanism.as_str());
-        if !self.sasl_mechanism.as_ref().is_none_or(known) {
-            let reason = format!("must be one of {}", SASL_MECHANISMS.join(", "));
-            return Err(KafkaError::Setting {
-                name: "kafka.sasl_mechanism (FLOODWAY_KAFKA__SASL_MECHANISM)",
-                reason,
-            });
-        }
-        let password = self.sasl_password.as_ref().map(|password| password.expose_secret());
-        for (name, value) in [
-            ("kafka.sasl_username (FLOODWAY_KAFKA__SASL_USERNAME)", self.sasl_username.as_deref()),
-            ("kafka.sasl_password (FLOODWAY_KAFKA__SASL_PASSWORD)", password),
-        ] {
-            if self.security_protocol.uses_sasl() && value.is_none_or(str::is_empty) {
-                let reason = "is required by kafka.security_protocol".to_owned();
-                return Err(KafkaError::Setting { name, reason });
-            }
-        }
-        match self.ca_file.as_ref().map(File::open) {
-            Some(Err(error)) => Err(KafkaError::Setting { name: CA_FILE, reason: error.to_string() }),
-            _ => Ok(()),
-        }
-    }
-}
-
 impl KafkaSettings {
     /// Checks all that can be checked without a connection.
     ///
@@ -136,11 +52,12 @@ impl KafkaSettings {
     pub fn validate(&self) -> Result<(), KafkaError> {
         self.security.validate()?;
         // A client connects only when it is asked for something; what it refuses, it refuses when it is created.
-        let Err(error) = self.client().create::<BaseProducer>() else { return Ok(()) };
-        // Of what is left to go wrong, the content of this file is what an operator controls.
-        let tls = self.security.security_protocol.uses_tls();
-        let name = if tls && self.security.ca_file.is_some() { CA_FILE } else { "kafka (FLOODWAY_KAFKA_*)" };
-        Err(KafkaError::Setting { name, reason: error.to_string() })
+        match self.client().create::<BaseProducer>() {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                Err(KafkaError::Setting { name: "kafka (FLOODWAY_KAFKA_*)", reason: error.to_string() })
+            }
+        }
     }
 
     /// The full name of a topic.
@@ -164,21 +81,7 @@ impl KafkaSettings {
             .set("reconnect.backoff.max.ms", "2000")
             .set("socket.keepalive.enable", "true")
             .set("allow.auto.create.topics", "false");
-        let security = &self.security;
-        config.set("security.protocol", security.security_protocol.as_str());
-        if security.security_protocol.uses_sasl() {
-            config
-                .set("sasl.mechanism", security.sasl_mechanism.as_deref().unwrap_or(DEFAULT_SASL_MECHANISM));
-            if let Some(username) = &security.sasl_username {
-                config.set("sasl.username", username);
-            }
-            if let Some(password) = &security.sasl_password {
-                config.set("sasl.password", password.expose_secret());
-            }
-        }
-        if let Some(file) = &security.ca_file {
-            config.set("ssl.ca.location", file.display().to_string());
-        }
+        self.security.apply(&mut config);
         config
     }
 
@@ -224,52 +127,5 @@ impl KafkaSettings {
             .set("queued.min.messages", "10000")
             .set("max.partition.fetch.bytes", "2097152");
         config
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(security: KafkaSecurity) -> String {
-        let brokers = "127.0.0.1:1".to_owned();
-        let settings = KafkaSettings { brokers, security, ..KafkaSettings::default() };
-        settings.validate().unwrap_err().to_string()
-    }
-
-    #[test]
-    fn what_needs_no_connection_is_checked_without_one() {
-        let brokers = "127.0.0.1:1".to_owned();
-        KafkaSettings { brokers, ..KafkaSettings::default() }.validate().unwrap();
-
-        let error =
-            refusal(KafkaSecurity { sasl_mechanism: Some("hunter2".to_owned()), ..KafkaSecurity::default() });
-        assert!(error.starts_with("setting kafka.sasl_mechanism (FLOODWAY_KAFKA__SASL_MECHANISM): must be"));
-        assert!(!error.contains("hunter2"), "{error}");
-
-        let security_protocol = SecurityProtocol::SaslPlaintext;
-        let error = refusal(KafkaSecurity { security_protocol, ..KafkaSecurity::default() });
-        assert!(
-            error.starts_with("setting kafka.sasl_username (FLOODWAY_KAFKA__SASL_USERNAME): is required")
-        );
-        let sasl_username = Some("floodway".to_owned());
-        let error = refusal(KafkaSecurity { security_protocol, sasl_username, ..KafkaSecurity::default() });
-        assert!(
-            error.starts_with("setting kafka.sasl_password (FLOODWAY_KAFKA__SASL_PASSWORD): is required")
-        );
-    }
-
-    #[test]
-    fn an_authorities_file_that_is_absent_or_not_pem_is_named() {
-        let absent = KafkaSecurity { ca_file: Some("/nowhere.pem".into()), ..KafkaSecurity::default() };
-        let not_pem = KafkaSecurity {
-            security_protocol: SecurityProtocol::Ssl,
-            ca_file: Some(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml").into()),
-            ..KafkaSecurity::default()
-        };
-        for security in [absent, not_pem] {
-            let error = refusal(security);
-            assert!(error.starts_with("setting kafka.ca_file (FLOODWAY_KAFKA__CA_FILE): "), "{error}");
-        }
     }
 }

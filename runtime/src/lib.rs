@@ -8,6 +8,8 @@ pub mod config_feed;
 pub mod disk;
 pub mod health;
 pub mod kafka;
+mod kafka_diagnosis;
+mod kafka_security;
 pub mod logging;
 pub mod settings;
 pub mod shutdown;

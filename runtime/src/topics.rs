@@ -22,6 +22,8 @@ pub const PRODUCTION_MIN_INSYNC: u32 = 2;
 const PROPAGATION: Duration = Duration::from_secs(20);
 /// Pause before it is asked again.
 const PROPAGATION_PAUSE: Duration = Duration::from_millis(50);
+/// How long the reason why no broker answers is looked for.
+const DIAGNOSIS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What to create.
 #[derive(Debug, Clone, Copy)]
@@ -148,10 +150,16 @@ impl<'k> Cluster<'k> {
 
     /// Metadata of the whole cluster; the client's call blocks, so it runs off the runtime.
     async fn metadata(&self) -> Result<Arc<Metadata>, TopicsError> {
-        let admin = Arc::clone(self.admin.client());
-        let fetch = move || admin.inner().fetch_metadata(None, REQUEST_TIMEOUT).map(Arc::new);
+        let (admin, kafka) = (Arc::clone(self.admin.client()), self.kafka.clone());
+        let fetch = move || {
+            let fetched = admin.inner().fetch_metadata(None, REQUEST_TIMEOUT);
+            fetched.map(Arc::new).map_err(|error| TopicsError::Unreachable {
+                brokers: kafka.brokers.clone(),
+                reason: kafka.diagnose(DIAGNOSIS_PATIENCE).unwrap_or_else(|| error.to_string()),
+            })
+        };
         match tokio::task::spawn_blocking(fetch).await {
-            Ok(result) => result.map_err(|error| unreachable(self.kafka, &error)),
+            Ok(result) => result,
             Err(panicked) => Err(TopicsError::Unreachable {
                 brokers: self.kafka.brokers.clone(),
                 reason: panicked.to_string(),
