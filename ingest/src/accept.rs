@@ -1,6 +1,7 @@
 //! `POST /v1/events`: authenticate, read, parse, limit, publish, answer. The rate is taken once the events are counted.
 
 use crate::{
+    addresses::OpenByAddress,
     authenticate::KeyTable,
     batch::{self, Origin},
     budget::BodyBudget,
@@ -12,6 +13,7 @@ use crate::{
     publish::Publisher,
     read,
     respond::{self, Answer},
+    tls::Tls,
 };
 use floodway_runtime::clock;
 use http::{HeaderMap, Method, Request, request::Parts};
@@ -40,6 +42,10 @@ pub(crate) struct Server {
     pub(crate) bodies: BodyBudget,
     /// Open connections.
     pub(crate) connections: AtomicUsize,
+    /// The same by client.
+    pub(crate) addresses: OpenByAddress,
+    /// `None` when the listener speaks plain HTTP.
+    pub(crate) tls: Option<Tls>,
     pub(crate) shutdown: CancellationToken,
 }
 

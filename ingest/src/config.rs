@@ -2,10 +2,12 @@
 
 use crate::error::Error;
 use floodway_schemas::MAX_EVENT_BYTES;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -29,6 +31,20 @@ pub struct Settings {
     /// `FLOODWAY_INGEST__MAX_CONNECTIONS`: open connections over all workers; default 10,000. Further ones are
     /// answered 503 and closed.
     pub max_connections: usize,
+    /// `FLOODWAY_INGEST__MAX_CONNECTIONS_PER_ADDRESS`: those of one client address, an IPv6 network of 64 bits counting as
+    /// one; default 5,000, half of all. 0 for no limit, where a proxy speaks for all clients.
+    pub max_connections_per_address: usize,
+    /// `FLOODWAY_INGEST__TLS_CERTIFICATE`: PEM file with the certificate and its chain. With it the listener speaks TLS only;
+    /// default none. A renewed pair of files is taken over without a restart.
+    pub tls_certificate: Option<PathBuf>,
+    /// `FLOODWAY_INGEST__TLS_KEY`: PEM file with the certificate's private key; needed with the certificate.
+    pub tls_key: Option<PathBuf>,
+    /// `FLOODWAY_INGEST__TLS_MIN_VERSION`: oldest version of TLS that is spoken, `1.3` or `1.2`; default `1.3`.
+    pub tls_min_version: TlsVersion,
+    /// `FLOODWAY_INGEST__TLS_HANDSHAKE_TIMEOUT`: longest time for a TLS handshake; default `10s`. Handshakes in progress
+    /// count as connections.
+    #[serde(with = "humantime_serde")]
+    pub tls_handshake_timeout: Duration,
     /// `FLOODWAY_INGEST__MAX_BODY_BYTES`: largest request body in bytes; default 10 MiB.
     pub max_body_bytes: usize,
     /// `FLOODWAY_INGEST__MAX_READING_BYTES`: request bodies in memory over all connections, in bytes, from their
@@ -65,12 +81,55 @@ pub struct Settings {
     pub burst_seconds: NonZeroU32,
 }
 
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2, for clients that know no better.
+    V1_2,
+    /// 1.3.
+    V1_3,
+}
+
+impl<'de> Deserialize<'de> for TlsVersion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Versions;
+
+        impl de::Visitor<'_> for Versions {
+            type Value = TlsVersion;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("1.2 or 1.3")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TlsVersion, E> {
+                match text {
+                    "1.2" => Ok(TlsVersion::V1_2),
+                    "1.3" => Ok(TlsVersion::V1_3),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            // A variable of the environment that looks like a number is read as one.
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<TlsVersion, E> {
+                self.visit_str(&format!("{number}"))
+            }
+        }
+
+        deserializer.deserialize_any(Versions)
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             workers: 0,
             max_connections: 10_000,
+            max_connections_per_address: 5_000,
+            tls_certificate: None,
+            tls_key: None,
+            tls_min_version: TlsVersion::V1_3,
+            tls_handshake_timeout: Duration::from_secs(10),
             max_body_bytes: 10 * 1024 * 1024,
             max_reading_bytes: 256 * 1024 * 1024,
             max_batch_events: 10_000,
@@ -97,7 +156,7 @@ impl Settings {
             value >= Duration::from_secs(*range.start()) && value <= Duration::from_secs(*range.end())
         };
         let record = MAX_EVENT_BYTES + RECORD_OVERHEAD_BYTES;
-        let rules: [(&'static str, bool, String); 12] = [
+        let rules: [(&'static str, bool, String); 15] = [
             ("WORKERS", self.workers <= MAX_WORKERS, format!("must be at most {MAX_WORKERS}")),
             ("MAX_CONNECTIONS", self.max_connections > 0, "must be at least 1".to_owned()),
             (
@@ -115,6 +174,17 @@ impl Settings {
                 (1..=1_000_000).contains(&self.max_batch_events),
                 "must be between 1 and 1,000,000".to_owned(),
             ),
+            (
+                "TLS_KEY",
+                self.tls_certificate.is_none() || self.tls_key.is_some(),
+                "must be set with FLOODWAY_INGEST__TLS_CERTIFICATE".to_owned(),
+            ),
+            (
+                "TLS_CERTIFICATE",
+                self.tls_key.is_none() || self.tls_certificate.is_some(),
+                "must be set with FLOODWAY_INGEST__TLS_KEY".to_owned(),
+            ),
+            ("TLS_HANDSHAKE_TIMEOUT", is_wait(self.tls_handshake_timeout), WAIT.to_owned()),
             ("HEADER_TIMEOUT", is_wait(self.header_timeout), WAIT.to_owned()),
             ("BODY_TIMEOUT", is_wait(self.body_timeout), WAIT.to_owned()),
             (
@@ -184,7 +254,7 @@ mod tests {
     #[test]
     fn a_bad_setting_is_refused_by_its_name() {
         type Spoil = fn(&mut Settings);
-        let table: [(Spoil, &str); 7] = [
+        let table: [(Spoil, &str); 10] = [
             (|s| s.max_connections = 0, "FLOODWAY_INGEST__MAX_CONNECTIONS"),
             (|s| s.max_body_bytes = 10, "FLOODWAY_INGEST__MAX_BODY_BYTES"),
             (|s| s.max_reading_bytes = s.max_body_bytes - 1, "FLOODWAY_INGEST__MAX_READING_BYTES"),
@@ -192,6 +262,9 @@ mod tests {
             (|s| s.drain_timeout = Duration::from_secs(5), "FLOODWAY_INGEST__DRAIN_TIMEOUT"),
             (|s| s.partition_queue_bytes = 10, "FLOODWAY_INGEST__PARTITION_QUEUE_BYTES"),
             (|s| s.workers = 10_000, "FLOODWAY_INGEST__WORKERS"),
+            (|s| s.tls_key = Some("key.pem".into()), "FLOODWAY_INGEST__TLS_CERTIFICATE"),
+            (|s| s.tls_certificate = Some("certificate.pem".into()), "FLOODWAY_INGEST__TLS_KEY"),
+            (|s| s.tls_handshake_timeout = Duration::ZERO, "FLOODWAY_INGEST__TLS_HANDSHAKE_TIMEOUT"),
         ];
         for (spoil, name) in table {
             let mut settings = Settings::default();
@@ -207,5 +280,13 @@ mod tests {
             serde_json::from_str(r#"{"publish_timeout":"2s","listen":"127.0.0.1:0"}"#).unwrap();
         assert_eq!(settings.publish_timeout, Duration::from_secs(2));
         assert!(serde_json::from_str::<Settings>(r#"{"lissen":"127.0.0.1:0"}"#).is_err());
+    }
+
+    #[test]
+    fn a_version_of_tls_is_read_as_text_and_as_a_number() {
+        let read = |json: &str| serde_json::from_str::<TlsVersion>(json).map_err(|error| error.to_string());
+        assert_eq!((read("1.2"), read("\"1.2\"")), (Ok(TlsVersion::V1_2), Ok(TlsVersion::V1_2)));
+        assert_eq!((read("1.3"), read("\"1.3\"")), (Ok(TlsVersion::V1_3), Ok(TlsVersion::V1_3)));
+        assert!(read("1.1").unwrap_err().contains("expected 1.2 or 1.3"));
     }
 }

@@ -10,6 +10,7 @@ use hyper_util::{
 };
 use std::{
     convert::Infallible,
+    net::IpAddr,
     pin::pin,
     sync::{
         Arc,
@@ -18,6 +19,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Notify,
     time::{Instant, interval_at, timeout},
@@ -32,6 +34,11 @@ const HTTP2_STREAMS: u32 = 200;
 /// For how long an idle connection is still listened to when the server ends. Its client may have sent a request that
 /// has not been read yet, and closing it then would fail that request.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// Streams that a client opened and took back before they were looked at; more of them end the connection. What a rapid
+/// reset costs the server is bounded by it.
+const HTTP2_PENDING_RESETS: usize = 20;
+/// Streams that the server itself had to reset for a client's errors; more of them end the connection.
+const HTTP2_ERROR_RESETS: usize = 256;
 /// HTTP/2 pings find peers that are gone without a word.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 
@@ -44,13 +51,33 @@ pub(crate) fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> 
         .timer(TokioTimer::new())
         .keep_alive_interval(HTTP2_PING)
         .max_header_list_size(HTTP2_HEADER_BYTES)
-        .max_concurrent_streams(HTTP2_STREAMS);
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(HTTP2_PENDING_RESETS)
+        .max_local_error_reset_streams(HTTP2_ERROR_RESETS);
     builder
 }
 
+/// Serves a connection, over TLS if the listener speaks it.
+pub(crate) async fn open(stream: TcpStream, slot: ConnectionSlot, builder: auto::Builder<TokioExecutor>) {
+    match &slot.server.tls {
+        None => serve(stream, &slot.server, builder).await,
+        // Boxed, so that plain connections do not carry the room for TLS.
+        Some(tls) => {
+            Box::pin(async {
+                if let Some(stream) = tls.shake_hands(stream).await {
+                    serve(stream, &slot.server, builder).await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
 /// Serves a connection until its client leaves, it is idle for too long, or the server ends.
-pub(crate) async fn serve(stream: TcpStream, slot: ConnectionSlot, builder: auto::Builder<TokioExecutor>) {
-    let server = &slot.0;
+async fn serve<S>(stream: S, server: &Arc<Server>, builder: auto::Builder<TokioExecutor>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let activity = Activity::default();
     let service = service_fn(|request: Request<Incoming>| {
         let (server, activity) = (Arc::clone(server), activity.clone());
@@ -100,23 +127,39 @@ async fn shutdown_begins(server: &Server, activity: Activity) {
 
 /// A place among the open connections, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct ConnectionSlot(Arc<Server>);
+pub(crate) struct ConnectionSlot {
+    server: Arc<Server>,
+    address: IpAddr,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// All are taken.
+    Full,
+    /// The client has its share.
+    AddressFull,
+}
 
 impl ConnectionSlot {
-    /// Takes a place, if one is free.
-    pub(crate) fn take(server: &Arc<Server>) -> Option<Self> {
-        let slot = Self(Arc::clone(server));
+    /// Takes a place for a client, if it may have one.
+    pub(crate) fn take(server: &Arc<Server>, address: IpAddr) -> Result<Self, NoPlace> {
+        if !server.addresses.enter(address) {
+            return Err(NoPlace::AddressFull);
+        }
+        let slot = Self { server: Arc::clone(server), address };
         let open = server.connections.fetch_add(1, Ordering::Relaxed);
         server.metrics.connections.increment(1.0);
         // Dropping the slot gives back what was just taken.
-        (open < server.settings.max_connections).then_some(slot)
+        if open < server.settings.max_connections { Ok(slot) } else { Err(NoPlace::Full) }
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.connections.decrement(1.0);
+        self.server.addresses.leave(self.address);
+        self.server.connections.fetch_sub(1, Ordering::Relaxed);
+        self.server.metrics.connections.decrement(1.0);
     }
 }
 

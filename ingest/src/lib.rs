@@ -7,9 +7,11 @@
 //! watches Kafka; one that reads the configuration. All are joined before [`Ingest::run`] returns.
 
 mod accept;
+mod addresses;
 mod authenticate;
 mod batch;
 mod budget;
+mod certificate_end;
 mod complete;
 pub mod config;
 mod connection;
@@ -23,6 +25,7 @@ mod publish;
 mod read;
 mod respond;
 mod serve;
+mod tls;
 mod topics;
 mod watch;
 
@@ -30,6 +33,7 @@ pub use config::Settings;
 pub use error::Error;
 
 use accept::Server;
+use addresses::OpenByAddress;
 use authenticate::KeyTable;
 use budget::BodyBudget;
 use floodway_runtime::{Context, config_feed::ConfigFeed, health::Component, topics::TopicsError};
@@ -39,6 +43,7 @@ use std::{
     sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
+use tls::Tls;
 use topics::TopicsVerdict;
 use watch::KafkaWatch;
 
@@ -65,13 +70,14 @@ impl Ingest {
     /// A setting that cannot work, a port in use, or topics that break Floodway's promises.
     pub async fn bind(settings: Settings, context: Context) -> Result<Self, Error> {
         settings.validate()?;
+        let metrics = Arc::new(metrics::Metrics::new());
+        let tls = Tls::new(&settings, &metrics)?;
         let kafka = context.health.component("kafka", true);
         let config = context.health.component("config", true);
         config.down("the configuration has not been read to its end yet");
         let (listeners, address) = serve::listen(settings.listen, settings.worker_count())
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
         let (partitions, verdict) = known_topics(&context, &kafka).await?;
-        let metrics = Arc::new(metrics::Metrics::new());
         let publisher = Publisher::new(&context.kafka, &settings, partitions, Arc::clone(&metrics))?;
         let server = Arc::new(Server {
             keys: KeyTable::new(settings.default_events_per_second, settings.burst_seconds),
@@ -83,6 +89,8 @@ impl Ingest {
             ),
             metrics,
             connections: AtomicUsize::new(0),
+            addresses: OpenByAddress::new(settings.max_connections_per_address),
+            tls,
             // A child, so that a failing worker stops its siblings and not the process's other roles.
             shutdown: context.shutdown.child_token(),
             settings,
@@ -109,17 +117,13 @@ impl Ingest {
         let feed = ConfigFeed::start(&context.kafka, server.shutdown.clone(), move |change, _offset| {
             keys.keys.apply(change);
         })?;
-        let watch = KafkaWatch::start(
-            context.kafka.clone(),
-            Arc::clone(&server.publisher),
-            Arc::clone(&verdict),
-            kafka,
-        )?;
+        let watch = KafkaWatch::start(Arc::clone(&server.publisher), Arc::clone(&verdict), kafka)?;
         let mut workers = serve::start(listeners, &server)?;
         let served = tokio::select! {
             served = workers.ended() => served,
             never = announce_catching_up(&feed, &server.keys, &config) => match never {},
             never = topics::check_until_right(&context.kafka, &verdict) => match never {},
+            never = follow_certificate(server.tls.as_ref()) => match never {},
         };
         let drain_deadline = Instant::now() + server.settings.drain_timeout;
         server.shutdown.cancel();
@@ -147,6 +151,14 @@ async fn known_topics(context: &Context, kafka: &Component) -> Result<(Option<i3
             Ok((None, TopicsVerdict::unknown()))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes over renewed certificates; never returns.
+async fn follow_certificate(tls: Option<&Tls>) -> std::convert::Infallible {
+    match tls {
+        Some(tls) => tls.follow_files().await,
+        None => std::future::pending().await,
     }
 }
 

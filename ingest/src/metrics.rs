@@ -43,7 +43,15 @@ pub(crate) struct Metrics {
     pub(crate) partition_queue_full: Counter,
     pub(crate) producer_rebuilds: Counter,
     pub(crate) connections: Gauge,
-    pub(crate) connections_refused: Counter,
+    pub(crate) connections_over_limit: Counter,
+    pub(crate) connections_over_address_limit: Counter,
+    pub(crate) handshakes_done: Counter,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) handshakes_slow: Counter,
+    pub(crate) certificates_replaced: Counter,
+    pub(crate) certificates_refused: Counter,
+    /// In seconds since 1970.
+    pub(crate) certificate_end: Gauge,
 }
 
 impl Metrics {
@@ -53,6 +61,11 @@ impl Metrics {
         let refused =
             |reason: &'static str| counter!("floodway_ingest_events_refused_total", "reason" => reason);
         let full = |queue: &'static str| counter!("floodway_ingest_queue_full_total", "queue" => queue);
+        let turned_away =
+            |reason: &'static str| counter!("floodway_ingest_connections_refused_total", "reason" => reason);
+        let handshakes =
+            |result: &'static str| counter!("floodway_ingest_tls_handshakes_total", "result" => result);
+        let reloads = |result: &'static str| counter!("floodway_ingest_tls_certificate_reloads_total", "result" => result);
         Self {
             requests: STATUSES
                 .map(|(_, status)| counter!("floodway_ingest_requests_total", "status" => status)),
@@ -74,7 +87,14 @@ impl Metrics {
             partition_queue_full: full("partition"),
             producer_rebuilds: counter!("floodway_ingest_producer_rebuilds_total"),
             connections: gauge!("floodway_ingest_connections"),
-            connections_refused: counter!("floodway_ingest_connections_refused_total"),
+            connections_over_limit: turned_away("limit"),
+            connections_over_address_limit: turned_away("address_limit"),
+            handshakes_done: handshakes("done"),
+            handshakes_failed: handshakes("failed"),
+            handshakes_slow: handshakes("timeout"),
+            certificates_replaced: reloads("replaced"),
+            certificates_refused: reloads("refused"),
+            certificate_end: gauge!("floodway_ingest_tls_certificate_not_after_seconds"),
         }
     }
 
@@ -127,5 +147,18 @@ fn describe() {
     );
     describe_counter!("floodway_ingest_producer_rebuilds_total", "Producers replaced after a fatal error");
     describe_gauge!("floodway_ingest_connections", "Open connections");
-    describe_counter!("floodway_ingest_connections_refused_total", "Connections refused over the limit");
+    describe_counter!(
+        "floodway_ingest_connections_refused_total",
+        "Connections refused because of the limit on all, or on those of an address, by reason"
+    );
+    describe_counter!("floodway_ingest_tls_handshakes_total", "TLS handshakes, by result");
+    describe_counter!(
+        "floodway_ingest_tls_certificate_reloads_total",
+        "Changes of the certificate's files, by whether the new pair could be used"
+    );
+    describe_gauge!(
+        "floodway_ingest_tls_certificate_not_after_seconds",
+        Unit::Seconds,
+        "When the certificate in use ends, in seconds since 1970"
+    );
 }

@@ -6,14 +6,14 @@
 
 use crate::{
     accept::Server,
-    connection::{self, ConnectionSlot},
+    connection::{self, ConnectionSlot, NoPlace},
     error::Error,
 };
 use hyper_util::{rt::TokioExecutor, server::conn::auto};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -147,7 +147,7 @@ async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
             biased;
             () = server.shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, server, &builder, &connections),
+                Ok((stream, peer)) => admit(stream, peer.ip(), server, &builder, &connections),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
@@ -155,8 +155,8 @@ async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
             },
         }
     }
-    for stream in waiting(listener)? {
-        admit(stream, server, &builder, &connections);
+    for (stream, peer) in waiting(listener)? {
+        admit(stream, peer.ip(), server, &builder, &connections);
     }
     connections.close();
     if timeout(server.settings.drain_timeout, connections.wait()).await.is_err() {
@@ -170,15 +170,15 @@ async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
 
 /// Connections that the system has already set up: closing the listener, which this does, would reset them. The system is
 /// asked itself, because the runtime may not have heard of the latest ones yet.
-fn waiting(listener: TcpListener) -> io::Result<Vec<TcpStream>> {
+fn waiting(listener: TcpListener) -> io::Result<Vec<(TcpStream, SocketAddr)>> {
     let listener = listener.into_std()?;
     let mut streams = Vec::new();
     // An error is mostly that there are no more, and never one that another try would get the better of.
     while streams.len() < BACKLOG as usize
-        && let Ok((stream, _)) = listener.accept()
+        && let Ok((stream, peer)) = listener.accept()
     {
         match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-            Ok(stream) => streams.push(stream),
+            Ok(stream) => streams.push((stream, peer)),
             Err(error) => tracing::warn!(%error, "a connection could not be taken over at the end"),
         }
     }
@@ -187,19 +187,30 @@ fn waiting(listener: TcpListener) -> io::Result<Vec<TcpStream>> {
 
 fn admit(
     stream: TcpStream,
+    address: IpAddr,
     server: &Arc<Server>,
     builder: &auto::Builder<TokioExecutor>,
     connections: &TaskTracker,
 ) {
-    let Some(slot) = ConnectionSlot::take(server) else {
-        server.metrics.connections_refused.increment(1);
-        // Best effort: a socket that was just opened has room for it.
-        let _ = stream.try_write(OVER_LIMIT.as_bytes());
-        return;
+    let slot = match ConnectionSlot::take(server, address) {
+        Ok(slot) => slot,
+        Err(reason) => return turn_away(&stream, reason, server),
     };
     // Answers are small and whole: waiting to fill a packet would only delay them.
     let _ = stream.set_nodelay(true);
-    connections.spawn(connection::serve(stream, slot, builder.clone()));
+    connections.spawn(connection::open(stream, slot, builder.clone()));
+}
+
+/// Tells a client that there is no place for it; over TLS there are no words before the handshake.
+fn turn_away(stream: &TcpStream, reason: NoPlace, server: &Server) {
+    match reason {
+        NoPlace::Full => server.metrics.connections_over_limit.increment(1),
+        NoPlace::AddressFull => server.metrics.connections_over_address_limit.increment(1),
+    }
+    if server.tls.is_none() {
+        // Best effort: a socket that was just opened has room for it.
+        let _ = stream.try_write(OVER_LIMIT.as_bytes());
+    }
 }
 
 #[cfg(test)]

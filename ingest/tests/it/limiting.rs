@@ -160,3 +160,24 @@ async fn bodies_beyond_the_memory_set_aside_for_them_are_refused_until_others_ar
     ingest.stored(2).await;
     ingest.finish().await;
 }
+
+#[tokio::test]
+async fn one_address_takes_no_more_than_its_share_of_the_connections() {
+    let ingest = TestIngest::start(Settings { max_connections_per_address: 1, ..settings() }).await;
+    let mut kept = TcpStream::connect(ingest.address).await.unwrap();
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    timeout(PATIENCE, kept.read_exact(&mut first)).await.unwrap().unwrap();
+    let mut refused = TcpStream::connect(ingest.address).await.unwrap();
+    let answer = read_to_close(&mut refused).await;
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+
+    // Another address of this machine has a share of its own.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let other = socket.connect(ingest.address).await.unwrap();
+    let answer = exchange(other, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    drop(kept);
+    ingest.finish().await;
+}

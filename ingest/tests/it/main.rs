@@ -8,3 +8,4 @@ mod limiting;
 mod outage;
 mod refusing;
 mod starting;
+mod tls;
