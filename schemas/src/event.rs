@@ -123,6 +123,8 @@ pub struct EventInput<'a> {
     pub extensions: Vec<(Cow<'a, str>, &'a RawValue)>,
     /// The payload.
     pub data: Data<'a>,
+    /// Whether `specversion` was sent; if so it was "1.0".
+    pub has_specversion: bool,
 }
 
 /// What ingest fills in where the producer was silent.
@@ -194,6 +196,7 @@ impl<'a> EventInput<'a> {
             traceparent: None,
             extensions: Vec::new(),
             data: Data::None,
+            has_specversion: false,
         };
         let mut seen_data = false;
         for (name, value) in members.0 {
@@ -205,7 +208,12 @@ impl<'a> EventInput<'a> {
                 // CloudEvents JSON: a null attribute is an absent one.
                 _ if value.get() == "null" => continue,
                 "data_base64" => event.set_data(Data::Base64(base64_text(value)?), &mut seen_data)?,
-                "specversion" => check_specversion(value)?,
+                "specversion" => {
+                    check_specversion(value)?;
+                    if std::mem::replace(&mut event.has_specversion, true) {
+                        return Err(EventError::Duplicate("specversion".to_owned()));
+                    }
+                }
                 "type" => set_once(&mut event_type, "type", identifier("type", value)?)?,
                 "id" => set_once(&mut event.id, "id", identifier("id", value)?)?,
                 "source" => set_once(&mut event.source, "source", identifier("source", value)?)?,
@@ -459,7 +467,7 @@ fn set_once<T>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), EventEr
 }
 
 /// The text of a JSON string, borrowed unless it has escapes.
-fn string<'a>(attribute: &str, value: &'a RawValue) -> Result<Cow<'a, str>, EventError> {
+pub(crate) fn string<'a>(attribute: &str, value: &'a RawValue) -> Result<Cow<'a, str>, EventError> {
     let wrong = || EventError::WrongType { attribute: attribute.to_owned(), expected: "a string" };
     let raw = value.get();
     let inner = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(wrong)?;

@@ -6,7 +6,9 @@
 
 pub mod address;
 pub mod api_key;
+pub mod array;
 pub mod config;
+mod conform;
 pub mod dead_letter;
 pub mod due;
 pub mod error;
