@@ -117,7 +117,12 @@ impl Ingest {
         let feed = ConfigFeed::start(&context.kafka, server.shutdown.clone(), move |change, _offset| {
             keys.keys.apply(change);
         })?;
-        let watch = KafkaWatch::start(Arc::clone(&server.publisher), Arc::clone(&verdict), kafka)?;
+        let watch = KafkaWatch::start(
+            context.kafka.clone(),
+            Arc::clone(&server.publisher),
+            Arc::clone(&verdict),
+            kafka,
+        )?;
         let mut workers = serve::start(listeners, &server)?;
         let served = tokio::select! {
             served = workers.ended() => served,
