@@ -34,6 +34,7 @@ choose_kafka_settings() {
     choose_port "kafka_${number}_port" "$port"
     choose_port "kafka_${number}_controller_port"
   done
+  choose_secure_settings
 }
 
 kafka_voters() {
@@ -53,9 +54,9 @@ process.roles=broker,controller
 node.id=${1#kafka-}
 controller.quorum.voters=$(kafka_voters)
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$(kafka_port "$1"),CONTROLLER://127.0.0.1:$(kafka_controller_port "$1")
-advertised.listeners=PLAINTEXT://127.0.0.1:$(kafka_port "$1")
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$(kafka_port "$1"),CONTROLLER://127.0.0.1:$(kafka_controller_port "$1")$(secure_listeners "$1")
+advertised.listeners=PLAINTEXT://127.0.0.1:$(kafka_port "$1")$(secure_listeners "$1")
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT$(secure_protocols)
 log.dirs=$DIR/$1/data
 
 auto.create.topics.enable=false
@@ -87,21 +88,43 @@ PROPERTIES
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 PROPERTIES
+  secure_properties
 }
 
 kafka_heap() { (($(brokers) > 1)) && printf '512m' || printf '1g'; }
 
+# One node is formatted by Kafka's tool, which takes seconds; the others get what it wrote, with their own ids.
 format_kafka() { # NODE
-  [[ -f $DIR/$1/data/meta.properties ]] && return
+  local data=$DIR/$1/data sample=$DIR/formatted
+  [[ -f $data/meta.properties ]] && return
+  if [[ ! -d $sample ]]; then
+    format_with_tool "$1"
+    # Whole or not at all: an interrupted copy must not become the others' sample.
+    rm -rf "$sample.new"
+    cp -r "$data" "$sample.new"
+    mv "$sample.new" "$sample"
+    return
+  fi
+  rm -rf "$data"
+  cp -r "$sample" "$data.new"
+  sed -i -e "s/^node.id=.*/node.id=${1#kafka-}/" -e "s/^directory.id=.*/directory.id=$(random_uuid)/" "$data.new/meta.properties"
+  mv "$data.new" "$data"
+}
+
+format_with_tool() { # NODE
   [[ -n $(setting kafka_cluster_id) ]] || remember kafka_cluster_id "$(random_text 22)"
   say "$1: formatting its data folder"
-  local output
+  local output options
+  mapfile -t options < <(secure_format_options)
   set_tool_java
   output=$("${TOOL_JAVA[@]}" kafka.tools.StorageTool format --cluster-id "$(setting kafka_cluster_id)" \
-    --config "$DIR/$1/server.properties" 2>&1) && return
+    --config "$DIR/$1/server.properties" "${options[@]}" 2>&1) && return
   tail -n 15 <<<"$output" >&2
   die "$1: formatting $DIR/$1/data failed (see above)"
 }
+
+# As Kafka writes them: 16 bytes in base64 for URLs.
+random_uuid() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '='; }
 
 # Kafka's tools run in a short-lived JVM: quick to start rather than quick to run. Their class and arguments follow.
 set_tool_java() {
@@ -115,7 +138,7 @@ launch_kafka() { # NODE
   require_port "$1" "$(kafka_port "$1")" "--kafka-port"
   require_port "$1" "$(kafka_controller_port "$1")" "'reset'"
   mkdir -p "$DIR/$1"
-  kafka_properties "$1" >"$DIR/$1/server.properties"
+  (umask 077 && kafka_properties "$1" >"$DIR/$1/server.properties")
   format_kafka "$1"
   roll_log "$DIR/logs/$1.out"
   say "$1: starting"
