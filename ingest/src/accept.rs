@@ -13,10 +13,15 @@ use crate::{
     publish::Publisher,
     read,
     respond::{self, Answer},
+    target,
     tls::Tls,
 };
 use floodway_runtime::clock;
-use http::{HeaderMap, Method, Request, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Request, Version,
+    header::{CONNECTION, EXPECT},
+    request::Parts,
+};
 use hyper::body::Incoming;
 use metrics::Gauge;
 use std::{
@@ -26,8 +31,6 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The one resource.
-const EVENTS_PATH: &str = "/v1/events";
 /// Length of a W3C `traceparent` of version 00.
 const TRACEPARENT_BYTES: usize = 55;
 
@@ -61,7 +64,12 @@ impl Server {
                     self.metrics.reading_full.increment(1);
                 }
                 read::discard(&head.headers, &mut body, self.settings.max_body_bytes).await;
-                respond::refused(&refusal)
+                let mut answer = respond::refused(&refusal);
+                if head.headers.contains_key(EXPECT) && head.version <= Version::HTTP_11 {
+                    // The client may send its body or not, and what comes next may be either: no more of this connection.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
             }
         };
         self.metrics.answered(answer.status().as_u16());
@@ -72,7 +80,7 @@ impl Server {
     async fn accept(&self, head: &Parts, body: &mut Incoming) -> Result<Answer, Refusal> {
         let Settings { max_body_bytes, body_timeout, max_batch_events, .. } = self.settings;
         let received_at = clock::now();
-        check_target(head)?;
+        target::check(head)?;
         let caller = self.keys.authenticate(&head.headers, received_at)?;
         read::check_media(&head.headers)?;
         self.publisher.check_reachable()?;
@@ -103,16 +111,6 @@ impl Server {
     fn count_limited(&self, events: usize) {
         self.metrics.events_rate_limited.increment(events as u64);
     }
-}
-
-fn check_target(head: &Parts) -> Result<(), Refusal> {
-    if head.uri.path() != EVENTS_PATH {
-        return Err(Refusal::NotFound);
-    }
-    if head.method != Method::POST {
-        return Err(Refusal::MethodNotAllowed);
-    }
-    Ok(())
 }
 
 /// The request's trace context; one that is not well-formed is left alone, as W3C asks.

@@ -141,7 +141,10 @@ fn is_accepted(record: &ApiKeyRecord, now: UnixMillis) -> bool {
 
 /// The credentials of the `Bearer` scheme, whose name is case-insensitive.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, credentials) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    // Two of them may have been two senders on the way here.
+    let value = values.next().filter(|_| values.next().is_none())?;
+    let (scheme, credentials) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
 }
 

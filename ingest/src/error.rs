@@ -41,6 +41,13 @@ pub enum Error {
 /// Why a whole request is refused. Nothing of it has been written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
+    /// A target over the limit.
+    TargetTooLong {
+        /// In bytes.
+        limit: usize,
+    },
+    /// Not exactly one `Host`.
+    BadHost,
     /// No such path.
     NotFound,
     /// Not a POST.
@@ -97,6 +104,12 @@ impl Refusal {
     /// The problem document of this refusal.
     pub(crate) fn problem(&self) -> Problem {
         match self {
+            Self::TargetTooLong { limit } => {
+                Problem::new("urn:floodway:problem:target-too-long", "URI too long", 414)
+                    .with_detail(format!("a request's target may have at most {limit} bytes"))
+            }
+            Self::BadHost => Problem::new("urn:floodway:problem:bad-host", "Bad request", 400)
+                .with_detail("a request must have exactly one \"Host\""),
             Self::NotFound => Problem::new("urn:floodway:problem:not-found", "Not found", 404)
                 .with_detail("events are sent to POST /v1/events"),
             Self::MethodNotAllowed => {

@@ -25,6 +25,7 @@ mod publish;
 mod read;
 mod respond;
 mod serve;
+mod target;
 mod tls;
 mod topics;
 mod watch;

@@ -7,7 +7,7 @@ use metrics::{
 };
 
 /// Every status that a request may be answered with.
-const STATUSES: [(u16, &str); 12] = [
+const STATUSES: [(u16, &str); 13] = [
     (202, "202"),
     (207, "207"),
     (400, "400"),
@@ -17,6 +17,7 @@ const STATUSES: [(u16, &str); 12] = [
     (405, "405"),
     (408, "408"),
     (413, "413"),
+    (414, "414"),
     (415, "415"),
     (429, "429"),
     (503, "503"),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
 
 mod accepting;
+mod attacking;
 mod ending;
 mod harness;
 mod limiting;
