@@ -12,6 +12,11 @@ use std::{
 };
 use uuid::Uuid;
 
+/// Room for a usual key: a tenant's id and a short name.
+const KEY_BYTES: usize = 128;
+/// Room for what is usually added to an event: tenant, time, id, source, trace context.
+const ENVELOPE_BYTES: usize = 384;
+
 /// What a request's events have in common.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
@@ -69,7 +74,7 @@ pub(crate) fn publish<'a>(
         publication,
         seen: HashMap::new(),
         alone: events.len() == 1,
-        record: Record::default(),
+        record: Record::for_event(events.iter().next().map_or(0, <[u8]>::len)),
     };
     events.iter().enumerate().map(|(index, json)| batch.publish(index, json)).collect()
 }
@@ -85,7 +90,7 @@ struct Batch<'a, 'b, 'p> {
 }
 
 /// Key and value of a record; the buffers are reused from event to event.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Record {
     key: Vec<u8>,
     value: Vec<u8>,
@@ -151,6 +156,11 @@ impl<'a> Batch<'a, '_, '_> {
 }
 
 impl Record {
+    /// Buffers with room for an event of `bytes` bytes: growing them step by step would copy it several times.
+    fn for_event(bytes: usize) -> Self {
+        Self { key: Vec::with_capacity(KEY_BYTES), value: Vec::with_capacity(bytes + ENVELOPE_BYTES) }
+    }
+
     /// Writes the event's record; `made_id` is used when it has no id.
     fn encode(&mut self, input: EventInput<'_>, origin: &Origin<'_>, made_id: Uuid) {
         let mut text = Uuid::encode_buffer();

@@ -4,15 +4,21 @@
 //! writes the event's code and drops the ticket, which counts the slot down. The last one wakes the request, once.
 //! A client that went away leaves the slot to its tickets, so nothing leaks and nothing is freed too early.
 
-use crate::partition::Partitions;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, AtomicUsize, Ordering},
+use crate::{partition::Partitions, wake::WakeList};
+use atomic_waker::AtomicWaker;
+use smallvec::SmallVec;
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
 };
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
+
+/// Events of a request whose fates are kept in the slot itself.
+const INLINE_EVENTS: usize = 16;
 
 /// What became of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +51,12 @@ impl Fate {
 /// The slot of one request.
 #[derive(Debug)]
 pub(crate) struct Completion {
-    fates: Box<[AtomicU8]>,
+    fates: SmallVec<[AtomicU8; INLINE_EVENTS]>,
     /// Tickets that are out, plus one for the request while it hands out more.
     open: AtomicUsize,
-    done: Notify,
+    /// Wakes the request, by way of its worker's list where there is one.
+    request: AtomicWaker,
+    worker: Option<Arc<WakeList>>,
     partitions: Arc<Partitions>,
 }
 
@@ -58,7 +66,8 @@ impl Completion {
         Arc::new(Self {
             fates: (0..events).map(|_| AtomicU8::new(Fate::Pending as u8)).collect(),
             open: AtomicUsize::new(1),
-            done: Notify::new(),
+            request: AtomicWaker::new(),
+            worker: WakeList::current(),
             partitions,
         })
     }
@@ -82,7 +91,7 @@ impl Completion {
     /// Waits until every ticket has come back, or for the deadline.
     pub(crate) async fn wait(&self, deadline: Instant) {
         // Nothing is left to do differently at the deadline: whatever is pending then is unknown.
-        let _ = timeout_at(deadline, self.done.notified()).await;
+        let _ = timeout_at(deadline, poll_fn(|context| self.poll_closed(context))).await;
     }
 
     /// What is known of every event at this moment.
@@ -90,10 +99,35 @@ impl Completion {
         self.fates.iter().map(|code| Fate::from_code(code.load(Ordering::Relaxed))).collect()
     }
 
+    /// Whether everything was accepted, which is the rule.
+    pub(crate) fn is_all_delivered(&self) -> bool {
+        self.fates.iter().all(|code| code.load(Ordering::Relaxed) == Fate::Delivered as u8)
+    }
+
+    fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_closed() {
+            return Poll::Ready(());
+        }
+        self.request.register(context.waker());
+        // The last ticket may have come back before the waker was there.
+        if self.is_closed() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn is_closed(&self) -> bool {
+        // Acquires what the reports wrote to `fates`.
+        self.open.load(Ordering::Acquire) == 0
+    }
+
     fn close_one(&self) {
-        // Release what this thread wrote to `fates`, and acquire what the others did, before the request reads them.
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.done.notify_one();
+        // Release what this thread wrote to `fates`, and acquire what the others did.
+        if self.open.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        match (self.request.take(), &self.worker) {
+            (Some(request), Some(worker)) => worker.push(request),
+            (Some(request), None) => request.wake(),
+            // The request is not waiting yet, or not any more.
+            (None, _) => {}
         }
     }
 }

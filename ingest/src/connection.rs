@@ -1,6 +1,9 @@
 //! One connection: HTTP/1.1 or HTTP/2, told apart by its first bytes.
 
-use crate::accept::Server;
+use crate::{
+    accept::Server,
+    aside::{self, Bell, Either},
+};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
@@ -39,13 +42,16 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 const HTTP2_PENDING_RESETS: usize = 20;
 /// Streams that the server itself had to reset for a client's errors; more of them end the connection.
 const HTTP2_ERROR_RESETS: usize = 256;
+/// Looks at a connection, half a header timeout apart, that found it idle in a row before it is closed.
+const IDLE_LOOKS: u32 = 2;
 /// HTTP/2 pings find peers that are gone without a word.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 
 /// The protocols' settings; one builder per worker.
-pub(crate) fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+pub(crate) fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(BUFFER_BYTES);
+    // No header timeout of its own, which would set a timer for each request: see `unheard`. An answer is one small write.
+    builder.http1().header_read_timeout(None).writev(false).max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -86,32 +92,38 @@ where
             Ok::<Response<Full<bytes::Bytes>>, Infallible>(server.handle(request).await)
         }
     });
-    let mut leaving = pin!(shutdown_begins(server, activity.clone()));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let mut idle_check =
-        interval_at(Instant::now() + server.settings.header_timeout, server.settings.header_timeout);
-    let mut seen = 0;
-    let mut closing = false;
-    loop {
-        tokio::select! {
-            // The connection first: what has arrived is looked at before the connection is asked to end.
-            biased;
-            // Whatever ends a connection, a client's reset or a malformed request, concerns its client alone.
-            _ = connection.as_mut() => return,
-            () = leaving.as_mut(), if !closing => {
-                closing = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            // HTTP/1.1 has its own header timeout. This finds connections that never say what they speak, HTTP/2 ones
-            // without requests, and clients that do not take their answers.
-            _ = idle_check.tick() => match activity.idle_since(seen) {
-                Ok(()) if closing => return,
-                Ok(()) => {
-                    closing = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                Err(now) => seen = now,
-            },
+    let mut watch = pin!(watch(server, activity.clone()));
+    let bell = Bell::new();
+    // Whatever ends a connection, a client's reset or a malformed request, concerns its client alone.
+    if let Either::Main(_) = aside::either(connection.as_mut(), watch.as_mut(), &bell).await {
+        return;
+    }
+    connection.as_mut().graceful_shutdown();
+    let mut unheard = pin!(unheard(server, &activity));
+    let bell = Bell::new();
+    aside::either(connection, unheard.as_mut(), &bell).await;
+}
+
+/// Returns when the connection is to take no further requests: the server ends, or nothing was asked on it for too long.
+/// That includes clients that never finish a header, never say what they speak, or do not take their answers.
+async fn watch(server: &Server, activity: Activity) {
+    tokio::select! {
+        () = shutdown_begins(server, activity.clone()) => {}
+        () = unheard(server, &activity) => {}
+    }
+}
+
+/// Returns once nothing has been asked for the header timeout, or up to half as long again.
+async fn unheard(server: &Server, activity: &Activity) {
+    let pause = server.settings.header_timeout / 2;
+    let mut looks = interval_at(Instant::now() + pause, pause);
+    let (mut seen, mut idle_looks) = (0, 0);
+    while idle_looks < IDLE_LOOKS {
+        looks.tick().await;
+        match activity.idle_since(seen) {
+            Ok(()) => idle_looks += 1,
+            Err(now) => (seen, idle_looks) = (now, 0),
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod accept;
 mod addresses;
+mod aside;
 mod authenticate;
 mod batch;
 mod budget;
@@ -28,6 +29,7 @@ mod serve;
 mod target;
 mod tls;
 mod topics;
+mod wake;
 mod watch;
 
 pub use config::Settings;

@@ -10,7 +10,7 @@ use crate::{
     metrics::Metrics,
     partition::Partitions,
 };
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use floodway_runtime::kafka::{KafkaError, KafkaSettings};
 use floodway_schemas::{event::CLOUDEVENTS_JSON, ids::MAX_TEXT_ID_BYTES, topic::Topic};
 use rdkafka::{
@@ -115,7 +115,7 @@ impl Publisher {
         let partitions = self.partitions.load_full().ok_or(Refusal::KafkaAway)?;
         Ok(Publication {
             completion: Completion::new(events, Arc::clone(&partitions)),
-            producer: self.live.load_full(),
+            producer: self.live.load(),
             publisher: self,
             partitions,
             stopped: false,
@@ -213,7 +213,7 @@ fn retire(producer: Arc<EventProducer>) {
 pub(crate) struct Publication<'p> {
     publisher: &'p Publisher,
     completion: Arc<Completion>,
-    producer: Arc<EventProducer>,
+    producer: Guard<Arc<EventProducer>>,
     partitions: Arc<Partitions>,
     /// The producer's queue was full, or it is dead: the rest of the batch is not even tried.
     stopped: bool,

@@ -82,15 +82,12 @@ pub(crate) fn refused(refusal: &Refusal) -> Answer {
 
 /// Answers a request whose events have been offered to Kafka.
 pub(crate) fn settled(entries: &[Entry<'_>], completion: &Completion, metrics: &Metrics) -> Answer {
-    // Reports may still come in after the deadline: the answer speaks of one moment.
-    let fates = completion.fates();
-    let everything = |(entry, fate): (&Entry<'_>, &Fate)| {
-        matches!(entry.verdict, Verdict::Offered) && *fate == Fate::Delivered
-    };
-    if entries.iter().zip(&fates).all(everything) {
+    if completion.is_all_delivered() {
         metrics.events_accepted.increment(entries.len() as u64);
         return accepted(entries);
     }
+    // Reports may still come in after the deadline: the answer speaks of one moment.
+    let fates = completion.fates();
     let results: Vec<_> = (0..entries.len()).map(|index| result(entries, index, &fates)).collect();
     results.iter().for_each(|result| count(result, metrics));
     let mut answer = match results.iter().any(|result| result.status == 202) {
@@ -106,7 +103,9 @@ pub(crate) fn settled(entries: &[Entry<'_>], completion: &Completion, metrics: &
 /// 202 with the ids, in input order.
 fn accepted(entries: &[Entry<'_>]) -> Answer {
     let mut body = Vec::with_capacity(32 + entries.len() * ID_TEXT_BYTES);
-    body.extend_from_slice(format!("{{\"accepted\":{},\"ids\":[", entries.len()).as_bytes());
+    body.extend_from_slice(b"{\"accepted\":");
+    body.extend_from_slice(itoa::Buffer::new().format(entries.len()).as_bytes());
+    body.extend_from_slice(b",\"ids\":[");
     for (index, entry) in entries.iter().enumerate() {
         if index > 0 {
             body.push(b',');

@@ -8,6 +8,7 @@ use crate::{
     accept::Server,
     connection::{self, ConnectionSlot, NoPlace},
     error::Error,
+    wake,
 };
 use hyper_util::{rt::TokioExecutor, server::conn::auto};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -132,7 +133,7 @@ impl Worker {
             Err(error) => return tracing::error!(%error, "a worker has no runtime"),
         };
         // Dropping the runtime afterwards drops the connections that outlived the drain deadline.
-        if let Err(error) = runtime.block_on(serve(self.listener, &self.server)) {
+        if let Err(error) = runtime.block_on(wake::drive(serve(self.listener, &self.server))) {
             tracing::error!(%error, "a worker cannot listen");
         }
     }
@@ -140,7 +141,7 @@ impl Worker {
 
 async fn serve(listener: StdListener, server: &Arc<Server>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let builder = connection::builder(server.settings.header_timeout);
+    let builder = connection::builder();
     let connections = TaskTracker::new();
     loop {
         tokio::select! {
