@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bench_command::{self, BenchCommand, FloorCommand};
 use clap::{Args, Parser, Subcommand};
 use floodway_loadtest::{
     demo::{self, DemoError, DemoOptions, environment::Listeners},
@@ -46,6 +47,16 @@ pub(crate) enum Command {
     /// Receive webhooks; the path of a URL says how it answers
     #[command(after_help = RECEIVE_HELP)]
     Receive(ReceiveArgs),
+    /// Measure Floodway's processes under load, and write a report
+    Bench {
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
+    /// Be what a benchmark compares with
+    Floor {
+        #[command(subcommand)]
+        command: FloorCommand,
+    },
 }
 
 const RECEIVE_HELP: &str = "\
@@ -172,11 +183,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn failed(message: impl Display) -> Self {
+    pub(crate) fn failed(message: impl Display) -> Self {
         Self { message: message.to_string(), code: ExitCode::from(1) }
     }
 
-    fn usage(message: impl Display) -> Self {
+    pub(crate) fn usage(message: impl Display) -> Self {
         Self { message: message.to_string(), code: ExitCode::from(2) }
     }
 }
@@ -187,6 +198,8 @@ pub(crate) async fn execute(command: Command, stop: &CancellationToken) -> Resul
         Command::Demo(args) => Box::pin(run_demo(args, stop)).await,
         Command::Send(args) => run_send(args, stop).await,
         Command::Receive(args) => run_receive(args, stop).await,
+        Command::Bench { command } => Box::pin(bench_command::bench(command, stop)).await,
+        Command::Floor { command } => bench_command::floor(command, stop).await,
     }
 }
 
@@ -219,7 +232,7 @@ async fn run_demo(args: DemoArgs, stop: &CancellationToken) -> Result<ExitCode, 
     Err(Failure::failed(format!("not everything adds up:\n  {}", faults.join("\n  "))))
 }
 
-fn floodway_beside_this() -> Result<PathBuf, Failure> {
+pub(crate) fn floodway_beside_this() -> Result<PathBuf, Failure> {
     let this = std::env::current_exe().map_err(Failure::usage)?;
     let path = this.parent().unwrap_or(Path::new("")).join("floodway");
     if path.exists() {

@@ -4,8 +4,10 @@
 //! Everything here uses public interfaces only: the ingest API, the control plane's REST API and webhooks.
 
 pub mod admin_client;
+pub mod bench;
 pub mod child;
 pub mod demo;
+pub mod live_line;
 pub mod load;
 pub mod receive;
 pub mod report;

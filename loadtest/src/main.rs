@@ -1,5 +1,6 @@
-//! `loadtest`: a webhook sink, an event sender, and the demo of Floodway.
+//! `loadtest`: a webhook sink, an event sender, the demo of Floodway, and its benchmarks.
 
+mod bench_command;
 mod command;
 
 use clap::Parser;

@@ -74,6 +74,25 @@ pub fn duration(duration: Duration) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
+/// A number of bytes with three significant digits, in powers of 1024: `13.1 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 1023.5 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    let decimals = match value {
+        _ if unit == "B" => 0,
+        ..9.995 => 2,
+        ..99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
 /// A quantile of a histogram of microseconds; `-` if it is empty.
 pub fn quantile(histogram: &Histogram<u64>, quantile: f64) -> String {
     if histogram.is_empty() {
@@ -158,6 +177,9 @@ mod tests {
             (125_000_000, "125 s"),
         ] {
             assert_eq!(duration(Duration::from_micros(micros)), text);
+        }
+        for (number, text) in [(7, "7 B"), (1_536, "1.50 KiB"), (14_147_483_648, "13.2 GiB")] {
+            assert_eq!(bytes(number), text);
         }
     }
 }

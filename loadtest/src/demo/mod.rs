@@ -11,13 +11,14 @@ pub mod table;
 use self::{
     environment::Listeners,
     guide::Guide,
-    progress::{Progress, Snapshot},
+    progress::Snapshot,
     provision::Provision,
     reconcile::{Line, receive_account, send_faults},
 };
 use crate::{
     admin_client::{AdminClient, AdminError, Counts, DeadLetter},
     child::{ChildError, GuardedChild, last_lines},
+    live_line::LiveLine,
     receive::{BindError, Receiver, ReceiverConfig, verify::InvalidSecret},
     report,
     send::{SendError, SendPlan, SendReport, payload::Payload, record::SendRecord, send},
@@ -164,7 +165,7 @@ pub async fn run(options: &DemoOptions, stop: &CancellationToken) -> Result<Vec<
         admin_key,
         run: format!("demo-{:08x}", rand::random::<u32>()),
         receiver: &receiver,
-        progress: Progress::on_stderr(),
+        progress: LiveLine::on_stderr(),
         log,
     };
     demo.progress.note(&format!(
@@ -196,7 +197,7 @@ struct Demo<'a> {
     admin_key: String,
     run: String,
     receiver: &'a Receiver,
-    progress: Progress,
+    progress: LiveLine,
     log: PathBuf,
 }
 
@@ -280,10 +281,10 @@ impl Demo<'_> {
                         counts = self.counts(provision).await?;
                     }
                     let snapshot = self.snapshot(provision, &record, &counts);
-                    self.progress.update(&snapshot);
+                    self.progress.update(snapshot.text());
                     let done = sent.is_some() && snapshot.pending == 0;
                     if let Some(sent) = sent.take_if(|_| done || Instant::now() >= deadline) {
-                        self.progress.finish(&snapshot);
+                        self.progress.finish(snapshot.text());
                         return Ok((Arc::clone(&record), sent));
                     }
                 }

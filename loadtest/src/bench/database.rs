@@ -1,0 +1,67 @@
+//! A database of the benchmark's own, on the server that the environment names.
+
+use super::BenchError;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+use url::Url;
+
+/// The database; it stays until it is dropped by name.
+pub struct Database {
+    client: Client,
+    /// Ends with the client.
+    connection: JoinHandle<()>,
+    name: String,
+    /// How to reach it.
+    pub url: String,
+    /// Version of the server.
+    pub version: String,
+}
+
+impl Database {
+    /// Creates it. `name` needs no quoting in SQL.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    pub async fn create(server: &str, name: &str) -> Result<Self, BenchError> {
+        let url = with_database(server, name)?;
+        let (client, connection) = tokio_postgres::connect(server, NoTls).await?;
+        let tasks = tokio_util::task::TaskTracker::new();
+        // The reason for its end is told by the query that fails.
+        let connection = tasks.spawn(async { drop(connection.await) });
+        let version = client.query_one("SHOW server_version", &[]).await?.get(0);
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        Ok(Self { client, connection, name: name.to_owned(), url, version })
+    }
+
+    /// Drops it, whoever is still connected.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn drop(self) -> Result<(), BenchError> {
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let dropped = self.client.batch_execute(&sql).await;
+        drop(self.client);
+        // It ends by itself when its client is gone.
+        let _ = self.connection.await;
+        Ok(dropped?)
+    }
+}
+
+fn with_database(server: &str, name: &str) -> Result<String, BenchError> {
+    let unusable = |_| BenchError::Setting("FLOODWAY_DATABASE_URL is not a URL".to_owned());
+    let mut url = Url::parse(server).map_err(unusable)?;
+    url.set_path(name);
+    Ok(url.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_database_of_a_url_changes() {
+        let url = with_database("postgres://u:p%26@h:5/x?sslmode=disable", "y").unwrap();
+        assert_eq!(url, "postgres://u:p%26@h:5/y?sslmode=disable");
+        assert!(with_database("host=x", "y").is_err());
+    }
+}

@@ -1,0 +1,24 @@
+//! Benchmarks of whole processes: Floodway's roles, started from the binary that is shipped, under load from outside,
+//! with what they use read from the kernel, and with floors beside them.
+//!
+//! A benchmark writes `report.json`, which holds everything that was measured, and pages made from it.
+
+pub mod chart;
+pub mod database;
+pub mod disk;
+mod error;
+pub mod floor;
+pub mod html;
+pub mod ingest;
+pub mod installation;
+pub mod machine;
+pub mod markdown;
+pub mod measure;
+pub mod process;
+pub mod result;
+pub mod scenario;
+pub mod summary;
+pub mod sweep;
+pub mod topics;
+
+pub use self::error::BenchError;

@@ -1,0 +1,353 @@
+//! What a report says, as rows and sentences; the terminal, the HTML page and the Markdown page show the same.
+
+use super::{
+    disk::Room,
+    result::{BenchReport, Finding, Run, ScenarioResult, Sweep},
+};
+use crate::report::{bytes, count, duration, table};
+use std::time::Duration;
+
+/// Rows under a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows {
+    /// Names of the columns.
+    pub header: Vec<&'static str>,
+    /// Cells.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// For cells without a figure.
+const NONE: &str = "–";
+
+const MAIN: [&str; 11] = [
+    "scenario",
+    "events/s",
+    "requests/s",
+    "p50",
+    "p99",
+    "p99.9",
+    "p99.99",
+    "max",
+    "CPU-µs/event",
+    "÷ floors",
+    "peak RSS",
+];
+const COST: [&str; 9] = [
+    "scenario",
+    "ingest µs/event",
+    "of it system",
+    "µs/request",
+    "HTTP floor",
+    "producer floor",
+    "÷ floors",
+    "Kafka µs/event",
+    "generator µs/event",
+];
+const SWEEP: [&str; 9] =
+    ["offered/s", "acknowledged/s", "p50", "p90", "p99", "p99.9", "p99.99", "max", "CPU-µs/event"];
+
+/// The table of all scenarios but the sweep.
+pub fn main_table(report: &BenchReport) -> Rows {
+    Rows { header: MAIN.into(), rows: report.scenarios.iter().filter_map(main_row).collect() }
+}
+
+fn main_row(scenario: &ScenarioResult) -> Option<Vec<String>> {
+    let run = match &scenario.finding {
+        Finding::Sweep(_) => return None,
+        Finding::NotSupported(_) => return Some(empty_row(scenario, "not supported")),
+        Finding::Failed(_) => return Some(empty_row(scenario, "failed")),
+        Finding::Runs(_) => scenario.median()?,
+    };
+    let Run { latency, .. } = run;
+    Some(vec![
+        name(scenario),
+        count(run.events_per_second as u64),
+        count(run.requests_per_second as u64),
+        time(latency.p50),
+        time(latency.p99),
+        time(latency.p99_9),
+        time(latency.p99_99),
+        time(latency.max),
+        micros(run.micros_per_event()),
+        scenario.ratio().map_or(NONE.to_owned(), |ratio| format!("{ratio:.2}")),
+        bytes(run.server.peak_bytes),
+    ])
+}
+
+fn empty_row(scenario: &ScenarioResult, what: &str) -> Vec<String> {
+    let mut row = vec![NONE.to_owned(); MAIN.len()];
+    row[0] = scenario.name.clone();
+    row[1] = what.to_owned();
+    row
+}
+
+/// The name, with a star when the figures cannot be used.
+fn name(scenario: &ScenarioResult) -> String {
+    let invalid = scenario.median().is_some_and(|run| !run.is_valid());
+    format!("{}{}", scenario.name, if invalid { " *" } else { "" })
+}
+
+/// What an event costs whom, for every scenario with runs.
+pub fn cost_table(report: &BenchReport) -> Rows {
+    let row = |scenario: &ScenarioResult| {
+        let run = scenario.median()?;
+        let events = run.events_per_second * run.seconds;
+        let system = (events >= 1.0).then(|| run.server.system_micros / events);
+        let floors = scenario.floors;
+        Some(vec![
+            name(scenario),
+            micros(run.micros_per_event()),
+            micros(system),
+            micros(run.micros_per_request()),
+            micros(floors.and_then(|floors| floors.http.micros_per_event())),
+            micros(floors.and_then(|floors| floors.producer.micros_per_event())),
+            scenario.ratio().map_or(NONE.to_owned(), |ratio| format!("{ratio:.2}")),
+            micros(run.broker_micros_per_event()),
+            micros(run.generator_micros_per_event()),
+        ])
+    };
+    Rows { header: COST.into(), rows: report.scenarios.iter().filter_map(row).collect() }
+}
+
+/// Events per second of the floors, and the spread of runs.
+pub fn rate_table(report: &BenchReport) -> Rows {
+    let row = |scenario: &ScenarioResult| {
+        let (floors, run) = (scenario.floors?, scenario.median()?);
+        let (slowest, fastest) = scenario.spread()?;
+        let Finding::Runs(runs) = &scenario.finding else { return None };
+        Some(vec![
+            name(scenario),
+            runs.len().to_string(),
+            count(slowest as u64),
+            count(run.events_per_second as u64),
+            count(fastest as u64),
+            count(floors.http.events_per_second as u64),
+            count(floors.producer.events_per_second as u64),
+            format!("{:.0} %", run.machine_busy * 100.0),
+        ])
+    };
+    let header = vec![
+        "scenario",
+        "runs",
+        "slowest events/s",
+        "median events/s",
+        "fastest events/s",
+        "HTTP floor events/s",
+        "producer floor events/s",
+        "machine busy",
+    ];
+    Rows { header, rows: report.scenarios.iter().filter_map(row).collect() }
+}
+
+/// The sweep of a report, if it has one with steps.
+pub fn sweep_of(report: &BenchReport) -> Option<&Sweep> {
+    report.scenarios.iter().find_map(|scenario| match &scenario.finding {
+        Finding::Sweep(sweep) if !sweep.steps.is_empty() => Some(sweep),
+        _ => None,
+    })
+}
+
+/// Latency versus load.
+pub fn sweep_table(sweep: &Sweep) -> Rows {
+    let row = |(index, step): (usize, &super::result::Step)| {
+        let Run { latency, offered, .. } = &step.run;
+        let mark = if sweep.knee == Some(index) { " ← knee" } else { "" };
+        vec![
+            format!("{}{mark}", offered.map_or(NONE.to_owned(), |rate| count(rate as u64))),
+            count(step.run.events_per_second as u64),
+            time(latency.p50),
+            time(latency.p90),
+            time(latency.p99),
+            time(latency.p99_9),
+            time(latency.p99_99),
+            time(latency.max),
+            micros(step.run.micros_per_event()),
+        ]
+    };
+    Rows { header: SWEEP.into(), rows: sweep.steps.iter().enumerate().map(row).collect() }
+}
+
+/// What the sweep says, in a sentence.
+pub fn knee_sentence(sweep: &Sweep) -> String {
+    let Some(step) = sweep.knee.and_then(|knee| sweep.steps.get(knee)) else {
+        return "No step of the sweep was usable.".to_owned();
+    };
+    let highest = sweep.knee == Some(sweep.steps.len() - 1);
+    format!(
+        "The knee is at {} events/s ({:.0} % of what a closed loop reached), with p99 {} and p99.9 {}{}.",
+        count(step.run.events_per_second as u64),
+        step.share * 100.0,
+        time(step.run.latency.p99),
+        time(step.run.latency.p99_9),
+        if highest { "; no higher rate was tried" } else { "" },
+    )
+}
+
+/// What was found on the topics, in sentences.
+pub fn reconciliation_sentences(report: &BenchReport) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for scenario in &report.scenarios {
+        let Finding::Runs(runs) = &scenario.finding else { continue };
+        for found in runs.iter().filter_map(|run| run.reconciliation.as_ref()) {
+            sentences.push(format!(
+                "{}: of {} events sent, {} were acknowledged; lost {}, repeated {}, out of order {}, on a wrong partition {}, \
+                 refused but stored {}, without an answer but stored {}.",
+                scenario.name,
+                count(found.sent),
+                count(found.acknowledged),
+                count(found.lost),
+                count(found.repeated),
+                count(found.out_of_order),
+                count(found.moved),
+                count(found.refused_found),
+                count(found.unacknowledged_found),
+            ));
+        }
+    }
+    sentences
+}
+
+/// What keeps the figures from meaning more than they do. They come first on every page.
+pub fn limits(report: &BenchReport) -> Vec<String> {
+    let mut limits = vec![
+        format!(
+            "{}. What one takes the others lack: events per second are those of this arrangement, and CPU time per event \
+             carries further than they do.",
+            capitalized(&report.conditions.placement)
+        ),
+        "Connections are over loopback: no network, no TLS, no load balancer. Topics have one replica, so an \
+         acknowledgement waits for one broker's page cache and not for a disk or another machine."
+            .to_owned(),
+        format!(
+            "Every event has {} bytes of data: {}. {} different partition keys, one tenant.",
+            report.data_bytes,
+            report.entropy,
+            count(report.keys)
+        ),
+        "The floors lack what makes a service: the HTTP floor parses nothing and checks no key, and the producer floor's \
+         records are ready in memory. They run at their own, higher rates, where batches are larger and an event costs less."
+            .to_owned(),
+    ];
+    limits.extend(report.remarks.iter().cloned());
+    limits.extend(report.scenarios.iter().filter_map(|scenario| match &scenario.finding {
+        Finding::NotSupported(reason) => Some(format!("{}: not supported: {reason}.", scenario.name)),
+        Finding::Failed(reason) => Some(format!("{}: failed: {reason}.", scenario.name)),
+        Finding::Runs(_) | Finding::Sweep(_) => None,
+    }));
+    limits.extend(invalid_sentences(report));
+    limits
+}
+
+/// Which figures cannot be used, and why: among others because the generator was the limit.
+fn invalid_sentences(report: &BenchReport) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for scenario in &report.scenarios {
+        let runs: Vec<(String, &Run)> = match &scenario.finding {
+            Finding::Runs(runs) => runs.iter().map(|run| (scenario.name.clone(), run)).collect(),
+            Finding::Sweep(sweep) => {
+                let of = |share: f64| format!("{} at {:.0} %", scenario.name, share * 100.0);
+                sweep.steps.iter().map(|step| (of(step.share), &step.run)).collect()
+            }
+            _ => Vec::new(),
+        };
+        for (name, run) in runs.iter().filter(|(_, run)| !run.is_valid()) {
+            sentences.push(format!("* {name} says less than it seems: {}.", run.invalid_because.join("; ")));
+        }
+    }
+    sentences
+}
+
+/// Whether the generator was the limit anywhere, in a sentence.
+pub fn generator_sentence(report: &BenchReport) -> String {
+    let limited: Vec<&str> = report
+        .scenarios
+        .iter()
+        .filter(|scenario| match &scenario.finding {
+            Finding::Runs(runs) => runs.iter().any(|run| !run.generator_limit.is_empty()),
+            Finding::Sweep(sweep) => sweep.steps.iter().any(|step| !step.run.generator_limit.is_empty()),
+            _ => false,
+        })
+        .map(|scenario| scenario.name.as_str())
+        .collect();
+    if limited.is_empty() {
+        return "The generator was nowhere the limit.".to_owned();
+    }
+    format!("The generator was the limit, or close to it, in: {}.", limited.join(", "))
+}
+
+/// What it ran on and with.
+pub fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
+    let (software, machine, conditions) = (&report.software, &report.machine, &report.conditions);
+    let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
+    let [one, five, fifteen] = conditions.load_average;
+    let disk =
+        |Room { free_bytes, total_bytes }| format!("{} of {} free", bytes(free_bytes), bytes(total_bytes));
+    let mut facts = vec![
+        ("began", report.began.clone()),
+        ("profile", format!("{}, took {}", report.profile.name(), time((report.took_seconds * 1e6) as u64))),
+        ("floodway", format!("{}, commit {}", known(&software.floodway), known(&software.commit))),
+        ("rustc", known(&software.rustc)),
+        ("Kafka", known(&software.kafka)),
+        ("PostgreSQL", known(&software.postgres)),
+        ("CPU", format!("{}, {} cores", known(&machine.cpu), machine.cores)),
+        ("memory", bytes(machine.memory_bytes)),
+        ("kernel", known(&machine.kernel)),
+        ("load before the run", format!("{one:.2}, {five:.2}, {fifteen:.2} over 1, 5 and 15 minutes")),
+        ("placement", conditions.placement.clone()),
+        ("disk of Kafka's data", conditions.disk.map_or("unknown".to_owned(), disk)),
+    ];
+    if let Some(sync) = conditions.sync {
+        let text = format!(
+            "median {}, longest {} of {}",
+            time(sync.median_micros),
+            time(sync.max_micros),
+            sync.tries
+        );
+        facts.push(("write and sync of 4 KiB", text));
+    }
+    facts.push(("generator", format!("{} threads", report.generator_threads)));
+    let settings =
+        if software.settings.is_empty() { "defaults".to_owned() } else { software.settings.join(", ") };
+    facts.push(("settings of ingest", settings));
+    facts
+}
+
+/// The result on the terminal.
+pub fn terminal(report: &BenchReport) -> String {
+    let mut text = format!("\n{}\n", as_text(&main_table(report)));
+    let cost = cost_table(report);
+    text += &format!("CPU time in µs per acknowledged event (ingest also per request)\n{}\n", as_text(&cost));
+    if let Some(sweep) = sweep_of(report) {
+        text += &format!("latency versus load\n{}{}\n\n", as_text(&sweep_table(sweep)), knee_sentence(sweep));
+    }
+    for sentence in reconciliation_sentences(report) {
+        text += &format!("{sentence}\n");
+    }
+    text += &format!("{}\n", generator_sentence(report));
+    for sentence in invalid_sentences(report) {
+        text += &format!("{sentence}\n");
+    }
+    text
+}
+
+fn as_text(rows: &Rows) -> String {
+    table(&rows.header, &rows.rows)
+}
+
+/// Microseconds for people.
+pub fn time(micros: u64) -> String {
+    duration(Duration::from_micros(micros))
+}
+
+fn micros(value: Option<f64>) -> String {
+    value.map_or(NONE.to_owned(), |value| match value {
+        ..9.995 => format!("{value:.2}"),
+        ..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    })
+}
+
+fn capitalized(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
+}
