@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Arguments for the demo: `make run ARGS=--once`.
+# Arguments for the demo and the benchmark: `make run ARGS=--once`.
 ARGS ?=
 
 # Both servers' addresses, as scripts/stack wrote them.
@@ -45,9 +45,18 @@ stack-down: ## Stop Kafka and PostgreSQL, keep their data
 prerequisites: ## Install, or name, what builds and tests need
 	scripts/stack prerequisites
 
+.PHONY: loadtest
+loadtest: ## Build in release, start everything, measure ingest for five minutes, write a report (ARGS=--profile full)
+	scripts/stack prerequisites build
+	scripts/stack up
+	cargo build --release --locked --package floodway --package floodway-loadtest
+	$(WITH_STACK) exec target/release/loadtest bench ingest --floodway target/release/floodway \
+	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
+
 .PHONY: bench
-bench: ## Run the micro-benchmarks of the hot paths
+bench: ## Run the micro-benchmarks of the hot paths, then measure ingest for most of an hour
 	cargo bench --locked --package floodway-benches
+	$(MAKE) loadtest ARGS="--profile full $(ARGS)"
 
 .PHONY: k8s-check
 k8s-check: ## Validate the Kubernetes manifests against committed schemas and against the code
