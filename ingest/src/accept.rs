@@ -11,7 +11,7 @@ use crate::{
     metrics::Metrics,
     parse,
     publish::Publisher,
-    read,
+    read::{self, Media},
     respond::{self, Answer},
     target,
     tls::Tls,
@@ -82,12 +82,13 @@ impl Server {
         let received_at = clock::now();
         target::check(head)?;
         let caller = self.keys.authenticate(&head.headers, received_at)?;
-        read::check_media(&head.headers)?;
+        let media = Media::of(&head.headers)?;
         self.publisher.check_reachable()?;
         let mut share = self.bodies.share(&caller.tenant.body_bytes);
         let body = read::read_body(body, &mut share, max_body_bytes, body_timeout).await?;
         self.metrics.body_bytes.record(body.len() as f64);
-        let events = parse::split(&body, max_batch_events)?;
+        let body = media.unpack(&head.headers, body, &mut share, &self.settings).await?;
+        let events = parse::split(&body, media.format, max_batch_events)?;
         self.metrics.batch_events.record(events.len() as f64);
         caller.tenant.limit.take(events.len()).inspect_err(|_| self.count_limited(events.len()))?;
 

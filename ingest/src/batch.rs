@@ -1,6 +1,10 @@
 //! From a request's events to records in the producer's queue, one by one.
 
-use crate::{identify::RequestIds, parse::Events, publish::Publication};
+use crate::{
+    identify::RequestIds,
+    parse::{Events, Rules, read_event},
+    publish::Publication,
+};
 use floodway_schemas::{
     MAX_EVENT_BYTES, UnixMillis,
     event::{Defaults, Event, EventError, EventInput},
@@ -74,6 +78,7 @@ pub(crate) fn publish<'a>(
         publication,
         seen: HashMap::new(),
         alone: events.len() == 1,
+        rules: events.rules(),
         record: Record::for_event(events.iter().next().map_or(0, <[u8]>::len)),
     };
     events.iter().enumerate().map(|(index, json)| batch.publish(index, json)).collect()
@@ -86,6 +91,8 @@ struct Batch<'a, 'b, 'p> {
     seen: HashMap<(Cow<'a, str>, Cow<'a, str>), usize>,
     /// Whether there is only one event, which repeats nothing.
     alone: bool,
+    /// What every event is held against.
+    rules: Rules,
     record: Record,
 }
 
@@ -98,7 +105,7 @@ struct Record {
 
 impl<'a> Batch<'a, '_, '_> {
     fn publish(&mut self, index: usize, json: &'a [u8]) -> Entry<'a> {
-        match EventInput::parse(json) {
+        match read_event(json, self.rules) {
             Ok(input) => self.publish_input(index, input),
             Err(error) => Entry { id: None, verdict: Verdict::Invalid(Box::new(error)) },
         }

@@ -1,6 +1,6 @@
 //! The section `[ingest]`: every field's variable, unit and default.
 
-use crate::error::Error;
+use crate::{error::Error, inflate::WINDOW_BYTES};
 use floodway_schemas::MAX_EVENT_BYTES;
 use serde::{Deserialize, Deserializer, de};
 use std::{
@@ -47,6 +47,9 @@ pub struct Settings {
     pub tls_handshake_timeout: Duration,
     /// `FLOODWAY_INGEST__MAX_BODY_BYTES`: largest request body in bytes; default 10 MiB.
     pub max_body_bytes: usize,
+    /// `FLOODWAY_INGEST__MAX_INFLATED_BYTES`: largest request body in bytes after its compression is undone; default
+    /// 50 MiB. As sent it has at most `FLOODWAY_INGEST__MAX_BODY_BYTES`.
+    pub max_inflated_bytes: usize,
     /// `FLOODWAY_INGEST__MAX_READING_BYTES`: request bodies in memory over all connections, in bytes, from their
     /// announcement to their answer; default 256 MiB. Requests beyond it are answered 503. One tenant takes at most
     /// half of it, or one body.
@@ -131,6 +134,7 @@ impl Default for Settings {
             tls_min_version: TlsVersion::V1_3,
             tls_handshake_timeout: Duration::from_secs(10),
             max_body_bytes: 10 * 1024 * 1024,
+            max_inflated_bytes: 50 * 1024 * 1024,
             max_reading_bytes: 256 * 1024 * 1024,
             max_batch_events: 10_000,
             header_timeout: Duration::from_secs(30),
@@ -156,12 +160,17 @@ impl Settings {
             value >= Duration::from_secs(*range.start()) && value <= Duration::from_secs(*range.end())
         };
         let record = MAX_EVENT_BYTES + RECORD_OVERHEAD_BYTES;
-        let rules: [(&'static str, bool, String); 15] = [
+        let rules: [(&'static str, bool, String); 16] = [
             ("WORKERS", self.workers <= MAX_WORKERS, format!("must be at most {MAX_WORKERS}")),
             ("MAX_CONNECTIONS", self.max_connections > 0, "must be at least 1".to_owned()),
             (
                 "MAX_BODY_BYTES",
                 (MIN_BODY_BYTES..=1 << 30).contains(&self.max_body_bytes),
+                format!("must be between {MIN_BODY_BYTES} (one event) and 1 GiB"),
+            ),
+            (
+                "MAX_INFLATED_BYTES",
+                (MIN_BODY_BYTES..=1 << 30).contains(&self.max_inflated_bytes),
                 format!("must be between {MIN_BODY_BYTES} (one event) and 1 GiB"),
             ),
             (
@@ -227,6 +236,17 @@ impl Settings {
         self.publish_timeout + Duration::from_millis(1500)
     }
 
+    /// Most bytes of a body that had `sent` bytes before it was inflated. What could never fit into the memory set aside for
+    /// bodies is too large, and not worth another try.
+    pub(crate) fn inflated_limit(&self, sent: usize) -> usize {
+        self.max_inflated_bytes.min(self.max_reading_bytes.saturating_sub(sent + WINDOW_BYTES))
+    }
+
+    /// Most memory that one body takes: as sent and inflated, and the decoder's window.
+    pub(crate) fn largest_body(&self) -> usize {
+        (self.max_body_bytes + self.max_inflated_bytes + WINDOW_BYTES).min(self.max_reading_bytes)
+    }
+
     /// Threads that serve HTTP.
     pub(crate) fn worker_count(&self) -> usize {
         match self.workers {
@@ -254,9 +274,10 @@ mod tests {
     #[test]
     fn a_bad_setting_is_refused_by_its_name() {
         type Spoil = fn(&mut Settings);
-        let table: [(Spoil, &str); 10] = [
+        let table: [(Spoil, &str); 11] = [
             (|s| s.max_connections = 0, "FLOODWAY_INGEST__MAX_CONNECTIONS"),
             (|s| s.max_body_bytes = 10, "FLOODWAY_INGEST__MAX_BODY_BYTES"),
+            (|s| s.max_inflated_bytes = 10, "FLOODWAY_INGEST__MAX_INFLATED_BYTES"),
             (|s| s.max_reading_bytes = s.max_body_bytes - 1, "FLOODWAY_INGEST__MAX_READING_BYTES"),
             (|s| s.body_timeout = Duration::ZERO, "FLOODWAY_INGEST__BODY_TIMEOUT"),
             (|s| s.drain_timeout = Duration::from_secs(5), "FLOODWAY_INGEST__DRAIN_TIMEOUT"),

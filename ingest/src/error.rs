@@ -58,8 +58,15 @@ pub(crate) enum Refusal {
     Suspended,
     /// A content type or encoding that is not read.
     UnsupportedMedia(&'static str),
+    /// A content coding that is not read, or more than one.
+    UnsupportedCoding,
     /// More bytes than the limit.
     BodyTooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// More bytes than the limit after the compression is undone.
+    InflatedTooLarge {
         /// In bytes.
         limit: usize,
     },
@@ -77,6 +84,8 @@ pub(crate) enum Refusal {
     EmptyBatch,
     /// Not JSON, or neither an object nor an array.
     Malformed(String),
+    /// Headers that are no attributes of a CloudEvent.
+    InvalidHeaders(String),
     /// The body broke off.
     BrokenBody,
     /// The body did not arrive in time.
@@ -127,6 +136,20 @@ impl Refusal {
             Self::BodyTooLarge { limit } => {
                 Problem::new("urn:floodway:problem:body-too-large", "Body too large", 413)
                     .with_detail(format!("a request body may have at most {limit} bytes"))
+            }
+            Self::UnsupportedCoding => Problem::new(
+                "urn:floodway:problem:unsupported-content-coding",
+                "Unsupported content coding",
+                415,
+            )
+            .with_detail("the body may be compressed once, with gzip or zstd"),
+            Self::InflatedTooLarge { limit } => {
+                Problem::new("urn:floodway:problem:inflated-body-too-large", "Inflated body too large", 413)
+                    .with_detail(format!("a request body may have at most {limit} bytes when inflated"))
+            }
+            Self::InvalidHeaders(detail) => {
+                Problem::new("urn:floodway:problem:invalid-event", "Invalid event", 400)
+                    .with_detail(detail.clone())
             }
             Self::BatchTooLarge { limit } => {
                 batch_too_large(format!("a batch may have at most {limit} events"))

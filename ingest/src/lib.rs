@@ -11,6 +11,7 @@ mod addresses;
 mod aside;
 mod authenticate;
 mod batch;
+mod binary;
 mod budget;
 mod certificate_end;
 mod complete;
@@ -18,7 +19,9 @@ pub mod config;
 mod connection;
 pub mod error;
 mod identify;
+mod inflate;
 mod limit;
+mod media;
 mod metrics;
 mod parse;
 mod partition;
@@ -87,7 +90,7 @@ impl Ingest {
             publisher: Arc::new(publisher),
             bodies: BodyBudget::new(
                 settings.max_reading_bytes,
-                settings.max_body_bytes,
+                settings.largest_body(),
                 metrics.reading_bytes.clone(),
             ),
             metrics,

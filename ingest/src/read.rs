@@ -1,21 +1,19 @@
-//! From the wire to bytes: the headers that say what the body is, and the body within its limits.
+//! From the wire to the bytes that hold the events: the body within its limits, inflated, and written as JSON.
 
-use crate::{budget::Share, error::Refusal};
-use bytes::Bytes;
-use http::{
-    HeaderMap,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
+use crate::{
+    binary,
+    budget::Share,
+    config::Settings,
+    error::Refusal,
+    inflate::inflate,
+    media::{self, Coding, Format},
 };
+use bytes::Bytes;
+use http::{HeaderMap, header::EXPECT};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use std::time::Duration;
 use tokio::time::timeout;
-
-/// The content types that are read, as `Accept-Post` tells them.
-pub(crate) const ACCEPTED_TYPES: &str =
-    "application/json, application/cloudevents+json, application/cloudevents-batch+json";
-const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
 
 /// Largest buffer that is taken for a body on its announced length alone, in bytes; a larger body grows it.
 const FIRST_BUFFER_BYTES: u64 = 256 * 1024;
@@ -23,36 +21,38 @@ const FIRST_BUFFER_BYTES: u64 = 256 * 1024;
 /// discard the answer; and read to its end, the connection can go on.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
-/// Checks that the body is JSON in UTF-8, as it is.
-pub(crate) fn check_media(headers: &HeaderMap) -> Result<(), Refusal> {
-    let encoded = headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|encoding| !encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"));
-    if encoded {
-        return Err(Refusal::UnsupportedMedia("the body must not have a content encoding"));
-    }
-    match headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) {
-        Some(value) if is_accepted_type(value) => Ok(()),
-        _ => Err(Refusal::UnsupportedMedia(
-            "the content type must be application/json, application/cloudevents+json or \
-             application/cloudevents-batch+json, in UTF-8",
-        )),
-    }
+/// What a body is, by its request's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Media {
+    /// How its events are written.
+    pub(crate) format: Format,
+    /// How it is compressed, if it is.
+    pub(crate) coding: Option<Coding>,
 }
 
-fn is_accepted_type(value: &str) -> bool {
-    let (media_type, parameters) = value.split_once(';').unwrap_or((value, ""));
-    let media_type = media_type.trim();
-    MEDIA_TYPES.iter().any(|known| media_type.eq_ignore_ascii_case(known))
-        && parameters.split(';').map(str::trim).filter(|parameter| !parameter.is_empty()).all(is_utf8_charset)
-}
+impl Media {
+    /// Refuses what is not read, before a body is.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        Ok(Self { format: media::format(headers)?, coding: media::coding(headers)? })
+    }
 
-fn is_utf8_charset(parameter: &str) -> bool {
-    parameter.split_once('=').is_some_and(|(name, value)| {
-        name.trim().eq_ignore_ascii_case("charset")
-            && value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
-    })
+    /// From a body as it was sent to one that can be cut into events.
+    pub(crate) async fn unpack(
+        self,
+        headers: &HeaderMap,
+        sent: Bytes,
+        share: &mut Share<'_>,
+        settings: &Settings,
+    ) -> Result<Bytes, Refusal> {
+        let body = match self.coding {
+            Some(coding) => inflate(coding, &sent, share, settings.inflated_limit(sent.len())).await?,
+            None => sent,
+        };
+        match self.format {
+            Format::Binary => binary::to_structured(headers, &body, share),
+            _ => Ok(body),
+        }
+    }
 }
 
 /// Reads the body: at most `limit` bytes within `time`, and no more than the process has room for. Room for the
@@ -142,41 +142,6 @@ mod tests {
         pin::Pin,
         task::{Context, Poll},
     };
-
-    fn verdict(content_type: Option<&str>, encoding: Option<&str>) -> bool {
-        let mut headers = HeaderMap::new();
-        if let Some(value) = content_type {
-            headers.insert(CONTENT_TYPE, value.parse().unwrap());
-        }
-        if let Some(value) = encoding {
-            headers.insert(CONTENT_ENCODING, value.parse().unwrap());
-        }
-        check_media(&headers).is_ok()
-    }
-
-    #[test]
-    fn json_in_utf8_is_read_and_nothing_else() {
-        let good = [
-            "application/json",
-            "Application/JSON; charset=UTF-8",
-            "application/cloudevents+json;charset=\"utf-8\"",
-            "application/cloudevents-batch+json; charset=utf-8;",
-        ];
-        for value in good {
-            assert!(verdict(Some(value), Some("identity")), "{value}");
-        }
-        for value in [
-            "text/plain",
-            "application/json; charset=latin1",
-            "application/json;v=1",
-            "application/jsonl",
-            "",
-        ] {
-            assert!(!verdict(Some(value), None), "{value}");
-        }
-        assert!(!verdict(None, None));
-        assert!(!verdict(Some("application/json"), Some("gzip")));
-    }
 
     /// Pieces without an announced length.
     fn pieces(sizes: Vec<usize>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {

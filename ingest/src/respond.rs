@@ -4,8 +4,8 @@ use crate::{
     batch::{Entry, EventId, Verdict},
     complete::{Completion, Fate},
     error::{RETRY_AFTER_SECONDS, Refusal},
+    media::{ACCEPTED_CODINGS, ACCEPTED_TYPES},
     metrics::Metrics,
-    read::ACCEPTED_TYPES,
 };
 use bytes::Bytes;
 use floodway_schemas::{
@@ -14,7 +14,7 @@ use floodway_schemas::{
 };
 use http::{
     HeaderValue, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use http_body_util::Full;
 use serde::Serialize;
@@ -71,6 +71,10 @@ pub(crate) fn refused(refusal: &Refusal) -> Answer {
         Refusal::MethodNotAllowed => drop(headers.insert(ALLOW, HeaderValue::from_static("POST"))),
         Refusal::UnsupportedMedia(_) => {
             drop(headers.insert(ACCEPT_POST, HeaderValue::from_static(ACCEPTED_TYPES)))
+        }
+        // RFC 9110, section 12.5.3.
+        Refusal::UnsupportedCoding => {
+            drop(headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED_CODINGS)))
         }
         _ => {}
     }

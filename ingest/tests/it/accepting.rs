@@ -156,22 +156,6 @@ fn partitions_chosen_by_librdkafka(ingest: &TestIngest, keys: Vec<String>) -> Ha
 }
 
 #[tokio::test]
-async fn every_json_content_type_is_read() {
-    let ingest = TestIngest::start(settings()).await;
-    for (content_type, body) in [
-        ("application/json; charset=utf-8", r#"{"type":"a"}"#),
-        ("application/cloudevents+json", r#"{"specversion":"1.0","type":"a","source":"s","id":"1"}"#),
-        ("application/cloudevents-batch+json;charset=UTF-8", r#"[{"type":"a"},{"type":"b"}]"#),
-    ] {
-        let mut request = ingest.request().body(Full::new(Bytes::from(body))).unwrap();
-        request.headers_mut().insert("content-type", content_type.parse().unwrap());
-        assert_eq!(ingest.send(request).await.status, 202, "{content_type}");
-    }
-    ingest.stored(4).await;
-    ingest.finish().await;
-}
-
-#[tokio::test]
 async fn a_mixed_batch_says_of_each_event_what_became_of_it() {
     let ingest = TestIngest::start(settings()).await;
     let body = r#"[{"type":"a","id":"1"},{"id":"2"},{"type":"a","id":"1","data":2},7,{"type":"a","id":"1","source":"other"}]"#;

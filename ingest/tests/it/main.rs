@@ -4,7 +4,9 @@
 mod accepting;
 mod attacking;
 mod ending;
+mod formats;
 mod harness;
+mod inflating;
 mod limiting;
 mod outage;
 mod refusing;

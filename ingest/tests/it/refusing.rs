@@ -92,22 +92,30 @@ async fn paths_methods_and_content_types_are_checked() {
         "unsupported-media-type",
         "Unsupported media type",
         415,
-        "the content type must be application/json, application/cloudevents+json or \
-         application/cloudevents-batch+json, in UTF-8",
+        "the content type must be application/json, application/x-ndjson, application/cloudevents+json or \
+         application/cloudevents-batch+json; with the header ce-specversion it may be any",
     );
-    let accepted = "application/json, application/cloudevents+json, application/cloudevents-batch+json";
-    for content_type in ["text/plain", "application/json; charset=utf-16"] {
+    let mut other_charset = unsupported.clone();
+    other_charset["detail"] = "JSON must be in UTF-8".into();
+    let accepted = "application/json, application/x-ndjson, application/cloudevents+json, application/cloudevents-batch+json";
+    for (content_type, expected) in
+        [("text/plain", &unsupported), ("application/json; charset=utf-16", &other_charset)]
+    {
         let reply = send(Method::POST, "/v1/events", content_type, "identity").await;
-        check(&reply, &unsupported);
+        check(&reply, expected);
         assert_eq!(reply.header("accept-post"), Some(accepted));
     }
     let encoded = problem(
-        "unsupported-media-type",
-        "Unsupported media type",
+        "unsupported-content-coding",
+        "Unsupported content coding",
         415,
-        "the body must not have a content encoding",
+        "the body may be compressed once, with gzip or zstd",
     );
-    check(&send(Method::POST, "/v1/events", json, "gzip").await, &encoded);
+    for encoding in ["br", "gzip, gzip"] {
+        let reply = send(Method::POST, "/v1/events", json, encoding).await;
+        check(&reply, &encoded);
+        assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd"));
+    }
     ingest.finish().await;
 }
 
@@ -117,10 +125,7 @@ async fn malformed_and_empty_bodies_are_one_400() {
     let malformed = |detail: &str| problem("malformed-body", "Malformed body", 400, detail);
     check(&ingest.post("").await, &malformed("the body is empty"));
     check(&ingest.post("7").await, &malformed("the body must be an event object or an array of them"));
-    check(
-        &ingest.post(r#"[{"type":"a"},"#).await,
-        &malformed("not valid JSON: EOF while parsing a value at line 1 column 14"),
-    );
+    check(&ingest.post(r#"[{"type":"a"},"#).await, &malformed("not valid JSON: the array is not closed"));
     check(
         &ingest.post("[]").await,
         &problem("empty-batch", "Empty batch", 400, "a batch must have at least one event"),
@@ -265,7 +270,7 @@ async fn an_early_refusal_of_a_large_body_is_read_to_its_end() {
     let cases = [
         ("nonsense", "application/json", "", "401"),
         (&key, "text/plain", "", "415"),
-        (&key, "application/json", "content-encoding: gzip\r\n", "415"),
+        (&key, "application/json", "content-encoding: br\r\n", "415"),
     ];
     for (key, content_type, more, status) in cases {
         let mut stream = tokio::net::TcpStream::connect(ingest.address).await.unwrap();
