@@ -7,6 +7,7 @@ use crate::{
     openapi::Problems,
     page::{PageOf, PageQuery, rows_for},
     routes::Api,
+    tenants::Rate,
 };
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use floodway_runtime::clock;
@@ -21,6 +22,7 @@ use floodway_store::{
 };
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -41,6 +43,12 @@ pub(crate) struct NewApiKey {
     /// When the key stops being accepted; absent: never.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
+    /// Sustained events per second of this key alone, within its tenant's; absent: no limit of its own.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    events_per_second: Option<Rate>,
+    /// Sustained requests per second of this key alone, within its tenant's; absent: no limit of its own.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    requests_per_second: Option<Rate>,
 }
 
 fn live() -> String {
@@ -66,6 +74,12 @@ pub(crate) struct ApiKeyView {
     /// When it stops being accepted; null: never.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
+    /// Sustained events per second of this key alone; null: no limit of its own.
+    #[schema(value_type = Option<u32>)]
+    events_per_second: Option<NonZeroU32>,
+    /// Sustained requests per second of this key alone; null: no limit of its own.
+    #[schema(value_type = Option<u32>)]
+    requests_per_second: Option<NonZeroU32>,
     /// Grows with each change.
     version: u64,
     /// When it was created.
@@ -91,6 +105,8 @@ impl From<ApiKeyRow> for ApiKeyView {
             environment: row.environment,
             state: row.record.state,
             expires_at: row.record.expires_at.map(Timestamp),
+            events_per_second: row.record.events_per_second,
+            requests_per_second: row.record.requests_per_second,
             version: row.record.version,
             created_at: Timestamp(row.created_at),
         }
@@ -125,6 +141,8 @@ pub(crate) async fn create_api_key(
             hash,
             state: ApiKeyState::Active,
             expires_at: new.expires_at.map(|at| at.0),
+            events_per_second: new.events_per_second.map(|rate| rate.0),
+            requests_per_second: new.requests_per_second.map(|rate| rate.0),
         },
         name: new.name.0,
         environment: new.environment,

@@ -30,6 +30,9 @@ pub(crate) struct NewTenant {
     /// Sustained events per second; absent leaves it to the installation's default.
     #[schema(value_type = Option<u32>, minimum = 1)]
     events_per_second: Option<Rate>,
+    /// Sustained requests per second; absent leaves it to the installation's default.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    requests_per_second: Option<Rate>,
 }
 
 /// Fields of a tenant to change; absent ones stay.
@@ -46,12 +49,16 @@ pub(crate) struct TenantChange {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<u32>, minimum = 1)]
     events_per_second: Option<Option<Rate>>,
+    /// Sustained requests per second; null leaves it to the installation's default.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    requests_per_second: Option<Option<Rate>>,
 }
 
-/// A rate of events per second that a column of integers can hold.
+/// A rate per second that a column of integers can hold.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "u32")]
-pub(crate) struct Rate(NonZeroU32);
+pub(crate) struct Rate(pub(crate) NonZeroU32);
 
 impl TryFrom<u32> for Rate {
     type Error = &'static str;
@@ -60,7 +67,7 @@ impl TryFrom<u32> for Rate {
         NonZeroU32::new(rate)
             .filter(|rate| i32::try_from(rate.get()).is_ok())
             .map(Self)
-            .ok_or("events_per_second must be from 1 to 2147483647")
+            .ok_or("events_per_second and requests_per_second must be from 1 to 2147483647")
     }
 }
 
@@ -78,6 +85,9 @@ pub(crate) struct TenantView {
     /// Sustained events per second; null: the installation's default.
     #[schema(value_type = Option<u32>)]
     events_per_second: Option<NonZeroU32>,
+    /// Sustained requests per second; null: the installation's default.
+    #[schema(value_type = Option<u32>)]
+    requests_per_second: Option<NonZeroU32>,
     /// Grows with each change.
     version: u64,
     /// When it was created.
@@ -93,6 +103,7 @@ impl From<TenantRow> for TenantView {
             name: record.name,
             state: record.state,
             events_per_second: record.events_per_second,
+            requests_per_second: record.requests_per_second,
             version: record.version,
             created_at: Timestamp(created_at),
         }
@@ -116,6 +127,7 @@ pub(crate) async fn create_tenant(
             name: new.name.0,
             state: TenantState::Active,
             events_per_second: new.events_per_second.map(|rate| rate.0),
+            requests_per_second: new.requests_per_second.map(|rate| rate.0),
         },
         created_at: clock::now(),
     };
@@ -183,6 +195,9 @@ fn apply(row: &mut TenantRow, wanted: TenantChange) {
     }
     if let Some(rate) = wanted.events_per_second {
         row.record.events_per_second = rate.map(|rate| rate.0);
+    }
+    if let Some(rate) = wanted.requests_per_second {
+        row.record.requests_per_second = rate.map(|rate| rate.0);
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     config::Settings,
     error::Refusal,
     identify::RequestIds,
+    limit::Standing,
     metrics::Metrics,
     parse,
     publish::Publisher,
@@ -57,7 +58,8 @@ impl Server {
     pub(crate) async fn handle(&self, request: Request<Incoming>) -> Answer {
         let _in_flight = InFlight::enter(&self.metrics.requests_in_flight);
         let (head, mut body) = request.into_parts();
-        let answer = match self.accept(&head, &mut body).await {
+        let mut standing = Standing::default();
+        let mut answer = match self.accept(&head, &mut body, &mut standing).await {
             Ok(answer) => answer,
             Err(refusal) => {
                 if refusal == Refusal::ReadingFull {
@@ -72,16 +74,23 @@ impl Server {
                 answer
             }
         };
+        standing.write(answer.headers_mut());
         self.metrics.answered(answer.status().as_u16());
         answer
     }
 
     /// Accepts a request's events.
-    async fn accept(&self, head: &Parts, body: &mut Incoming) -> Result<Answer, Refusal> {
+    async fn accept(
+        &self,
+        head: &Parts,
+        body: &mut Incoming,
+        standing: &mut Standing,
+    ) -> Result<Answer, Refusal> {
         let Settings { max_body_bytes, body_timeout, max_batch_events, .. } = self.settings;
         let received_at = clock::now();
         target::check(head)?;
         let caller = self.keys.authenticate(&head.headers, received_at)?;
+        caller.take_request(standing)?;
         let media = Media::of(&head.headers)?;
         self.publisher.check_reachable()?;
         let mut share = self.bodies.share(&caller.tenant.body_bytes);
@@ -90,7 +99,7 @@ impl Server {
         let body = media.unpack(&head.headers, body, &mut share, &self.settings).await?;
         let events = parse::split(&body, media.format, max_batch_events)?;
         self.metrics.batch_events.record(events.len() as f64);
-        caller.tenant.limit.take(events.len()).inspect_err(|_| self.count_limited(events.len()))?;
+        caller.take_events(events.len(), standing).inspect_err(|_| self.count_limited(events.len()))?;
 
         let mut source = Uuid::encode_buffer();
         let origin = Origin {

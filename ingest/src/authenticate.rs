@@ -1,6 +1,10 @@
 //! Who sends: the keys and tenants of the `config` topic, held in memory.
 
-use crate::{budget::TenantBytes, error::Refusal, limit::EventLimit};
+use crate::{
+    budget::TenantBytes,
+    error::Refusal,
+    limit::{Limits, Rates, Scope, Standing},
+};
 use floodway_schemas::{
     UnixMillis,
     api_key::{PresentedKey, SecretHash},
@@ -27,6 +31,24 @@ pub(crate) struct Caller {
     pub(crate) key: ApiKeyId,
     /// Its owner.
     pub(crate) tenant: Arc<TenantAccess>,
+    /// The key's own limits.
+    key_limits: Option<Arc<Limits>>,
+}
+
+impl Caller {
+    /// Counts the request against the limits of its tenant and key.
+    pub(crate) fn take_request(&self, standing: &mut Standing) -> Result<(), Refusal> {
+        self.limits().try_for_each(|limits| limits.take_request(standing))
+    }
+
+    /// Counts a request's events, all or none of them against each limit.
+    pub(crate) fn take_events(&self, events: usize, standing: &mut Standing) -> Result<(), Refusal> {
+        self.limits().try_for_each(|limits| limits.take_events(events, standing))
+    }
+
+    fn limits(&self) -> impl Iterator<Item = &Limits> {
+        [&self.tenant.limits, &self.key_limits].into_iter().flatten().map(Arc::as_ref)
+    }
 }
 
 /// A tenant as far as accepting is concerned.
@@ -35,8 +57,8 @@ pub(crate) struct TenantAccess {
     pub(crate) id: TenantId,
     version: u64,
     state: TenantState,
-    /// Kept across versions that do not change the rate: a change of name gives no new burst.
-    pub(crate) limit: Arc<EventLimit>,
+    /// Kept across versions that do not change the rates: a change of name gives no new burst.
+    limits: Option<Arc<Limits>>,
     /// Its request bodies in memory. A new version counts anew, within the bound of the process.
     pub(crate) body_bytes: TenantBytes,
 }
@@ -46,20 +68,27 @@ pub(crate) struct TenantAccess {
 pub(crate) struct KeyTable {
     entries: RwLock<Entries>,
     caught_up: AtomicBool,
-    default_rate: Option<NonZeroU32>,
+    /// Of tenants without rates of their own.
+    default_rates: Rates,
     burst_seconds: NonZeroU32,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
-    keys: HashMap<ApiKeyId, ApiKeyRecord>,
+    keys: HashMap<ApiKeyId, KeyAccess>,
     tenants: HashMap<TenantId, Arc<TenantAccess>>,
+}
+
+#[derive(Debug)]
+struct KeyAccess {
+    record: ApiKeyRecord,
+    limits: Option<Arc<Limits>>,
 }
 
 impl KeyTable {
     /// An empty table that refuses everybody until it has caught up.
-    pub(crate) fn new(default_rate: Option<NonZeroU32>, burst_seconds: NonZeroU32) -> Self {
-        Self { entries: RwLock::default(), caught_up: AtomicBool::new(false), default_rate, burst_seconds }
+    pub(crate) fn new(default_rates: Rates, burst_seconds: NonZeroU32) -> Self {
+        Self { entries: RwLock::default(), caught_up: AtomicBool::new(false), default_rates, burst_seconds }
     }
 
     /// From now on a key that is not in the table does not exist.
@@ -75,13 +104,14 @@ impl KeyTable {
         let presented =
             bearer(headers).and_then(|text| PresentedKey::parse(text).ok()).ok_or(Refusal::Unauthorized)?;
         let entries = self.read();
-        let record = entries.keys.get(&presented.id);
-        let proven = record.map_or(NO_HASH, |record| record.hash) == presented.hash;
-        let record =
-            record.filter(|record| proven && is_accepted(record, now)).ok_or(Refusal::Unauthorized)?;
-        let tenant = entries.tenants.get(&record.tenant).ok_or(Refusal::Unauthorized)?;
+        let key = entries.keys.get(&presented.id);
+        let proven = key.map_or(NO_HASH, |key| key.record.hash) == presented.hash;
+        let key = key.filter(|key| proven && is_accepted(&key.record, now)).ok_or(Refusal::Unauthorized)?;
+        let tenant = entries.tenants.get(&key.record.tenant).ok_or(Refusal::Unauthorized)?;
         match tenant.state {
-            TenantState::Active => Ok(Caller { key: presented.id, tenant: Arc::clone(tenant) }),
+            TenantState::Active => {
+                Ok(Caller { key: presented.id, tenant: Arc::clone(tenant), key_limits: key.limits.clone() })
+            }
             TenantState::Suspended => Err(Refusal::Suspended),
         }
     }
@@ -99,27 +129,39 @@ impl KeyTable {
 
     fn put_key(&self, record: ApiKeyRecord) {
         let mut entries = self.write();
-        if entries.keys.get(&record.id).is_none_or(|known| known.version < record.version) {
-            entries.keys.insert(record.id, record);
+        let known = entries.keys.get(&record.id);
+        if known.is_some_and(|known| known.record.version >= record.version) {
+            return;
+        }
+        let rates = Rates { requests: record.requests_per_second, events: record.events_per_second };
+        let limits = self.limits(Scope::Key, rates, known.and_then(|known| known.limits.as_ref()));
+        entries.keys.insert(record.id, KeyAccess { record, limits });
+    }
+
+    /// Limits of these rates: the known ones, if they are of the same.
+    fn limits(&self, scope: Scope, rates: Rates, known: Option<&Arc<Limits>>) -> Option<Arc<Limits>> {
+        match known {
+            Some(known) if known.rates() == rates => Some(Arc::clone(known)),
+            _ => Limits::new(scope, rates, self.burst_seconds).map(Arc::new),
         }
     }
 
     fn put_tenant(&self, tenant: &Tenant) {
-        let rate = tenant.events_per_second.or(self.default_rate);
+        let rates = Rates {
+            requests: tenant.requests_per_second.or(self.default_rates.requests),
+            events: tenant.events_per_second.or(self.default_rates.events),
+        };
         let mut entries = self.write();
         let known = entries.tenants.get(&tenant.id);
         if known.is_some_and(|known| known.version >= tenant.version) {
             return;
         }
-        let limit = match known {
-            Some(known) if known.limit.rate() == rate => Arc::clone(&known.limit),
-            _ => Arc::new(EventLimit::new(rate, self.burst_seconds)),
-        };
+        let limits = self.limits(Scope::Tenant, rates, known.and_then(|known| known.limits.as_ref()));
         let access = TenantAccess {
             id: tenant.id,
             version: tenant.version,
             state: tenant.state,
-            limit,
+            limits,
             body_bytes: TenantBytes::default(),
         };
         entries.tenants.insert(tenant.id, Arc::new(access));
@@ -168,6 +210,7 @@ mod tests {
             name,
             state,
             events_per_second: None,
+            requests_per_second: None,
         })
     }
 
@@ -182,11 +225,13 @@ mod tests {
             hash,
             state,
             expires_at,
+            events_per_second: None,
+            requests_per_second: None,
         })
     }
 
     fn table(changes: impl IntoIterator<Item = ConfigChange>) -> KeyTable {
-        let table = KeyTable::new(None, NonZeroU32::MIN);
+        let table = KeyTable::new(Rates::default(), NonZeroU32::MIN);
         changes.into_iter().for_each(|change| table.apply(change));
         table.set_caught_up();
         table
@@ -244,7 +289,7 @@ mod tests {
 
     #[test]
     fn nobody_is_judged_before_the_table_has_caught_up() {
-        let table = KeyTable::new(None, NonZeroU32::MIN);
+        let table = KeyTable::new(Rates::default(), NonZeroU32::MIN);
         assert_eq!(table.authenticate(&HeaderMap::new(), NOW).unwrap_err(), Refusal::NotReady);
     }
 }

@@ -80,7 +80,10 @@ pub struct Settings {
     /// `FLOODWAY_INGEST__DEFAULT_EVENTS_PER_SECOND`: rate of tenants that have none of their own, per process;
     /// default unlimited.
     pub default_events_per_second: Option<NonZeroU32>,
-    /// `FLOODWAY_INGEST__BURST_SECONDS`: how many seconds' worth of events a tenant may send at once; default 10.
+    /// `FLOODWAY_INGEST__DEFAULT_REQUESTS_PER_SECOND`: the same of requests; default unlimited.
+    pub default_requests_per_second: Option<NonZeroU32>,
+    /// `FLOODWAY_INGEST__BURST_SECONDS`: how many seconds' worth of events or requests a tenant or key with a rate may send
+    /// at once; default 10.
     pub burst_seconds: NonZeroU32,
 }
 
@@ -145,6 +148,7 @@ impl Default for Settings {
             queue_bytes: 512 * 1024 * 1024,
             partition_queue_bytes: 64 * 1024 * 1024,
             default_events_per_second: None,
+            default_requests_per_second: None,
             burst_seconds: const { NonZeroU32::new(10).unwrap() },
         }
     }

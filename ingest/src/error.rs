@@ -1,5 +1,6 @@
 //! What can go wrong: an `Error` ends the role, a `Refusal` answers one request.
 
+use crate::limit::LimitName;
 use floodway_runtime::{kafka::KafkaError, topics::TopicsError};
 use floodway_schemas::problem::Problem;
 use std::{io, net::SocketAddr, time::Duration};
@@ -75,10 +76,12 @@ pub(crate) enum Refusal {
         /// In events.
         limit: usize,
     },
-    /// More events at once than the tenant's rate ever allows.
+    /// More events at once than a rate ever allows.
     BurstTooLarge {
         /// In events.
         limit: u32,
+        /// Which rate.
+        of: LimitName,
     },
     /// An array without events.
     EmptyBatch,
@@ -93,10 +96,12 @@ pub(crate) enum Refusal {
         /// How long was waited.
         limit: Duration,
     },
-    /// The tenant's rate is used up.
+    /// A rate is used up.
     RateLimited {
         /// When to come back, in seconds.
         retry_after: u64,
+        /// Which rate.
+        of: LimitName,
     },
     /// The bodies in memory take all that is set aside for them.
     ReadingFull,
@@ -154,9 +159,11 @@ impl Refusal {
             Self::BatchTooLarge { limit } => {
                 batch_too_large(format!("a batch may have at most {limit} events"))
             }
-            Self::BurstTooLarge { limit } => {
-                batch_too_large(format!("this tenant's rate allows at most {limit} events at once"))
-            }
+            Self::BurstTooLarge { limit, of } => batch_too_large(format!(
+                "this {}'s rate allows at most {limit} {} at once",
+                of.owner(),
+                of.unit()
+            )),
             Self::EmptyBatch => Problem::new("urn:floodway:problem:empty-batch", "Empty batch", 400)
                 .with_detail("a batch must have at least one event"),
             Self::Malformed(reason) => malformed(reason.clone()),
@@ -165,9 +172,13 @@ impl Refusal {
                 Problem::new("urn:floodway:problem:slow-body", "Request timeout", 408)
                     .with_detail(format!("the body must arrive within {} ms", limit.as_millis()))
             }
-            Self::RateLimited { retry_after } => {
+            Self::RateLimited { retry_after, of } => {
                 Problem::new("urn:floodway:problem:rate-limited", "Too many requests", 429).with_detail(
-                    format!("the tenant's events per second are used up; retry after {retry_after} s"),
+                    format!(
+                        "the {}'s {} per second are used up; retry after {retry_after} s",
+                        of.owner(),
+                        of.unit()
+                    ),
                 )
             }
             Self::ReadingFull => {
@@ -183,7 +194,7 @@ impl Refusal {
     /// When a passing reason should be tried again, in seconds.
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::ReadingFull | Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
             _ => None,
         }

@@ -43,6 +43,7 @@ use addresses::OpenByAddress;
 use authenticate::KeyTable;
 use budget::BodyBudget;
 use floodway_runtime::{Context, config_feed::ConfigFeed, health::Component, topics::TopicsError};
+use limit::Rates;
 use publish::Publisher;
 use std::{
     net::{SocketAddr, TcpListener},
@@ -85,8 +86,12 @@ impl Ingest {
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
         let (partitions, verdict) = known_topics(&context, &kafka).await?;
         let publisher = Publisher::new(&context.kafka, &settings, partitions, Arc::clone(&metrics))?;
+        let default_rates = Rates {
+            requests: settings.default_requests_per_second,
+            events: settings.default_events_per_second,
+        };
         let server = Arc::new(Server {
-            keys: KeyTable::new(settings.default_events_per_second, settings.burst_seconds),
+            keys: KeyTable::new(default_rates, settings.burst_seconds),
             publisher: Arc::new(publisher),
             bodies: BodyBudget::new(
                 settings.max_reading_bytes,

@@ -71,6 +71,9 @@ pub struct Tenant {
     /// Sustained events per second; `None` leaves it to the installation's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub events_per_second: Option<NonZeroU32>,
+    /// Sustained requests per second; `None` leaves it to the installation's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<NonZeroU32>,
 }
 
 /// Whether a tenant may send events.
@@ -101,6 +104,12 @@ pub struct ApiKeyRecord {
     /// When it stops being accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMillis>,
+    /// Sustained events per second of this key alone, within its tenant's; `None` for no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub events_per_second: Option<NonZeroU32>,
+    /// Sustained requests per second of this key alone, within its tenant's; `None` for no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<NonZeroU32>,
 }
 
 /// Whether a key is accepted.

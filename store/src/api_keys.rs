@@ -1,6 +1,6 @@
 //! API keys: hashes and states. The keys themselves are nowhere stored.
 
-use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
+use crate::{Error, outbox::ConfigurationWrite, rate, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     api_key::SecretHash,
@@ -26,8 +26,9 @@ pub struct ApiKeyRow {
 pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &ApiKeyRow) -> Result<(), Error> {
     let ApiKeyRow { record, name, environment, created_at } = row;
     let sql = "-- api_keys::insert
-        INSERT INTO api_key (id, tenant_id, name, environment, secret_hash, state, expires_at, version, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+        INSERT INTO api_key (id, tenant_id, name, environment, secret_hash, state, expires_at, version, created_at,
+            events_per_second, requests_per_second)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     write
         .reader()
         .execute(
@@ -42,6 +43,8 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &ApiKeyRow) -> Resu
                 &record.expires_at.map(timestamp::parameter),
                 &word::version(record.version)?,
                 &timestamp::parameter(*created_at),
+                &rate::parameter(record.events_per_second)?,
+                &rate::parameter(record.requests_per_second)?,
             ],
         )
         .await?;
@@ -108,6 +111,8 @@ fn from_row(row: &Row) -> Result<ApiKeyRow, Error> {
         hash: SecretHash(hash),
         state: word::read(row, "state")?,
         expires_at: timestamp::optional_column(row, "expires_at")?,
+        events_per_second: rate::read(row, "events_per_second")?,
+        requests_per_second: rate::read(row, "requests_per_second")?,
     };
     Ok(ApiKeyRow {
         record,

@@ -15,6 +15,7 @@ pub mod outbox;
 pub mod page;
 pub mod partitions;
 pub mod pool;
+mod rate;
 pub mod replays;
 pub mod retry;
 pub mod subscriptions;

@@ -1,12 +1,11 @@
 //! Tenants.
 
-use crate::{Error, api_keys, outbox::ConfigurationWrite, subscriptions, timestamp, word};
+use crate::{Error, api_keys, outbox::ConfigurationWrite, rate, subscriptions, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Tenant},
     ids::TenantId,
 };
-use std::num::NonZeroU32;
 use tokio_postgres::{GenericClient, Row};
 
 /// A tenant, and what only the control plane knows of it.
@@ -22,7 +21,8 @@ pub struct TenantRow {
 pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &TenantRow) -> Result<(), Error> {
     let TenantRow { record, created_at } = row;
     let sql = "-- tenants::insert
-        INSERT INTO tenant (id, name, state, events_per_second, version, created_at) VALUES ($1, $2, $3, $4, $5, $6)";
+        INSERT INTO tenant (id, name, state, events_per_second, version, created_at, requests_per_second)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
     write
         .reader()
         .execute(
@@ -31,9 +31,10 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &TenantRow) -> Resu
                 &record.id.0,
                 &record.name,
                 &word::of(&record.state)?,
-                &rate_parameter(record.events_per_second)?,
+                &rate::parameter(record.events_per_second)?,
                 &word::version(record.version)?,
                 &timestamp::parameter(*created_at),
+                &rate::parameter(record.requests_per_second)?,
             ],
         )
         .await?;
@@ -45,13 +46,15 @@ pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut TenantRow) -> 
     row.record.version += 1;
     let record = &row.record;
     let sql = "-- tenants::update
-        UPDATE tenant SET name = $2, state = $3, events_per_second = $4, version = $5 WHERE id = $1";
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [
+        UPDATE tenant SET name = $2, state = $3, events_per_second = $4, version = $5, requests_per_second = $6
+        WHERE id = $1";
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] = [
         &record.id.0,
         &record.name,
         &word::of(&record.state)?,
-        &rate_parameter(record.events_per_second)?,
+        &rate::parameter(record.events_per_second)?,
         &word::version(record.version)?,
+        &rate::parameter(record.requests_per_second)?,
     ];
     if write.reader().execute(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("tenant"));
@@ -96,14 +99,8 @@ fn from_row(row: &Row) -> Result<TenantRow, Error> {
         id: TenantId(row.try_get("id")?),
         name: row.try_get("name")?,
         state: word::read(row, "state")?,
-        events_per_second: row
-            .try_get::<_, Option<i32>>("events_per_second")?
-            .and_then(|rate| NonZeroU32::new(rate.unsigned_abs())),
+        events_per_second: rate::read(row, "events_per_second")?,
+        requests_per_second: rate::read(row, "requests_per_second")?,
     };
     Ok(TenantRow { record, created_at: timestamp::column(row, "created_at")? })
-}
-
-fn rate_parameter(rate: Option<NonZeroU32>) -> Result<Option<i32>, Error> {
-    let out_of_range = |_| Error::Other("events_per_second does not fit an integer".to_owned());
-    rate.map(|rate| i32::try_from(rate.get()).map_err(out_of_range)).transpose()
 }

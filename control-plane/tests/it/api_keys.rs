@@ -33,10 +33,12 @@ async fn a_revoked_key_stays_listed_and_is_published_as_revoked() {
     let path = format!("/v1/tenants/{}/api-keys", world.tenant().await);
     let created = world
         .plane
-        .post(&path, r#"{"name":"k","environment":"test","expires_at":"2099-01-01T00:00:00Z"}"#)
+        .post(&path, r#"{"name":"k","environment":"test","expires_at":"2099-01-01T00:00:00Z","requests_per_second":3}"#)
         .await;
     assert_eq!(created.json["expires_at"], "2099-01-01T00:00:00.000Z", "{created:?}");
     assert!(created.text("key").starts_with("fw_test_"));
+    let rates = (&created.json["events_per_second"], &created.json["requests_per_second"]);
+    assert_eq!(rates, (&json!(null), &json!(3)));
     let revoked = world.plane.delete(&format!("{path}/{}", created.text("id"))).await;
     assert_eq!(
         (revoked.status, &revoked.json["state"], &revoked.json["version"]),

@@ -1,20 +1,26 @@
 use crate::world::World;
 use floodway_schemas::config::{ConfigChange, ConfigKey, TenantState};
 use serde_json::json;
+use std::num::NonZeroU32;
 
 const UNKNOWN: &str = "/v1/tenants/01938f2e-0000-7000-8000-000000000001";
 
 #[tokio::test]
 async fn a_tenant_is_on_the_config_topic_before_its_creation_is_answered() {
     let world = World::start().await;
-    let created = world.plane.post("/v1/tenants", r#"{"name":"Acme","events_per_second":50}"#).await;
+    let created = world
+        .plane
+        .post("/v1/tenants", r#"{"name":"Acme","events_per_second":50,"requests_per_second":7}"#)
+        .await;
     assert_eq!(created.status, 201, "{created:?}");
     let records = world.config_records().await;
     let record = records.iter().find(|record| record.offset == created.offset()).unwrap();
     let ConfigChange::Tenant(tenant) = record.change() else { panic!("{record:?}") };
     assert_eq!(tenant.id.to_string(), created.text("id"));
     assert_eq!((tenant.name.as_str(), tenant.version, tenant.state), ("Acme", 1, TenantState::Active));
-    assert_eq!(tenant.events_per_second.map(|rate| rate.get()), Some(50));
+    let rates = (tenant.events_per_second, tenant.requests_per_second);
+    assert_eq!(rates, (NonZeroU32::new(50), NonZeroU32::new(7)));
+    assert_eq!(created.json["requests_per_second"], 7);
     world.end().await;
 }
 
@@ -31,10 +37,17 @@ async fn a_tenant_can_be_shown_changed_and_deleted() {
     let changed = plane.patch(&path, r#"{"state":"suspended","events_per_second":5}"#).await;
     assert_eq!((changed.status, &changed.json["version"]), (200, &json!(2)), "{changed:?}");
     assert_eq!((&changed.json["state"], &changed.json["name"]), (&json!("suspended"), &json!("Acme")));
+    let changed = plane.patch(&path, r#"{"requests_per_second":9}"#).await;
+    assert_eq!(
+        (&changed.json["events_per_second"], &changed.json["requests_per_second"]),
+        (&json!(5), &json!(9))
+    );
     let changed = plane.patch(&path, r#"{"events_per_second":null,"name":"Acme & Co"}"#).await;
-    assert_eq!((&changed.json["events_per_second"], &changed.json["version"]), (&json!(null), &json!(3)));
+    assert_eq!((&changed.json["events_per_second"], &changed.json["version"]), (&json!(null), &json!(4)));
     plane.patch(&path, r#"{"state":"gone"}"#).await.is_problem(400, "gone");
-    plane.patch(&path, r#"{"events_per_second":0}"#).await.is_problem(400, "events_per_second");
+    for rate in ["events_per_second", "requests_per_second"] {
+        plane.patch(&path, &format!(r#"{{"{rate}":0}}"#)).await.is_problem(400, rate);
+    }
 
     let subscription = world.subscription(&id).await;
     let key = plane.post(&format!("{path}/api-keys"), r#"{"name":"k"}"#).await.text("id");

@@ -88,6 +88,7 @@ impl Sender {
                 name: "Test".to_owned(),
                 state,
                 events_per_second: None,
+                requests_per_second: None,
             },
             record: ApiKeyRecord {
                 v,
@@ -97,6 +98,8 @@ impl Sender {
                 hash,
                 state: ApiKeyState::Active,
                 expires_at: None,
+                events_per_second: None,
+                requests_per_second: None,
             },
             key: key.expose_secret().to_owned(),
         }

@@ -2,8 +2,9 @@
 
 use crate::harness::{PATIENCE, Sender, TestIngest, settings};
 use floodway_ingest::Settings;
+use http_body_util::Full;
 use serde_json::json;
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -45,6 +46,68 @@ async fn a_tenant_over_its_rate_is_told_when_to_come_back() {
         format!("the tenant's events per second are used up; retry after {seconds} s")
     );
     ingest.stored(10).await;
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn requests_and_single_keys_have_rates_too_and_answers_tell_what_is_left() {
+    // So slow that nothing comes in during the test.
+    let settings = Settings { burst_seconds: 1000.try_into().unwrap(), ..settings() };
+    let mut sender = Sender::new();
+    sender.tenant.requests_per_second = NonZeroU32::new(1);
+    sender.record.events_per_second = NonZeroU32::new(1);
+    let ingest = TestIngest::start_for(settings, sender).await;
+    let batch = |events: usize| serde_json::to_vec(&vec![json!({"type": "a"}); events]).unwrap();
+
+    let reply = ingest.post(batch(400)).await;
+    assert_eq!(reply.status, 202);
+    let policies: Vec<_> = reply.headers.get_all("ratelimit-policy").iter().collect();
+    assert_eq!(policies, ["\"tenant-requests\";q=1000;w=1000", "\"key-events\";q=1000;qu=\"events\";w=1000"]);
+    let left = reply.header("ratelimit").unwrap();
+    assert!(left.starts_with("\"tenant-requests\";r=999;t="), "{left}");
+    assert!(left.contains(", \"key-events\";r=60"), "{left}");
+
+    let reply = ingest.post(batch(900)).await;
+    assert_eq!((reply.status, reply.is_problem()), (429, true));
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.starts_with("the API key's events per second are used up; retry after "), "{detail}");
+    let left = reply.header("ratelimit").unwrap();
+    assert!(left.starts_with("\"tenant-requests\";r=99"), "{left}");
+    assert!(left.contains(", \"key-events\";r=6"), "{left}");
+    let reply = ingest.post(batch(1001)).await;
+    assert_eq!(reply.json()["detail"], "this API key's rate allows at most 1000 events at once");
+    // A request that is refused for its body has been counted, and is told so.
+    assert!(ingest.post("{").await.header("ratelimit").is_some());
+    let unknown = ingest.request().header("authorization", "Bearer x").body(Full::default()).unwrap();
+    assert!(ingest.send(unknown).await.header("ratelimit").is_none());
+    ingest.stored(400).await;
+    ingest.finish().await;
+}
+
+#[tokio::test]
+async fn a_tenant_without_rates_is_told_of_none_and_the_defaults_are_for_such_tenants() {
+    let limited = Settings {
+        default_requests_per_second: NonZeroU32::new(1),
+        burst_seconds: 2.try_into().unwrap(),
+        ..settings()
+    };
+    let ingest = TestIngest::start(settings()).await;
+    let reply = ingest.post(r#"{"type":"a"}"#).await;
+    assert!(reply.header("ratelimit").is_none() && reply.header("ratelimit-policy").is_none());
+    ingest.finish().await;
+    let ingest = TestIngest::start(limited).await;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    // On a slow machine a request a second may be all that is sent.
+    loop {
+        let reply = ingest.post(r#"{"type":"a"}"#).await;
+        if reply.status == 429 {
+            assert!(reply.header("retry-after").is_some());
+            assert_eq!(reply.header("ratelimit-policy"), Some("\"tenant-requests\";q=2;w=2"));
+            break;
+        }
+        assert_eq!(reply.status, 202);
+        assert!(std::time::Instant::now() < deadline, "never limited");
+    }
     ingest.finish().await;
 }
 

@@ -29,6 +29,7 @@ async fn the_feed_applies_what_is_there_then_what_comes_and_skips_what_it_cannot
         name: "Shop".to_owned(),
         state: TenantState::Active,
         events_per_second: None,
+        requests_per_second: None,
     };
     let created = ConfigChange::Tenant(tenant);
     let key = created.key().to_string();
