@@ -26,6 +26,7 @@ mod life;
 mod metrics;
 mod outcomes;
 mod partition;
+mod read_map;
 mod resolve;
 mod route;
 mod sign;

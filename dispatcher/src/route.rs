@@ -171,21 +171,18 @@ impl Router {
     /// One step for every subscription that wants the event; nothing when there is none.
     fn plan_event(&self, partition: &Partition, record: &Record) -> Result<Option<Plan>, DecodeError> {
         let event = decode(&record.payload)?;
-        let Some(endpoints) = self.subscriptions.of_tenant(event.tenant) else { return Ok(None) };
-        let cause = Cause::Event { run: partition.run(), partition: partition.id(), offset: record.offset };
-        let steps: Vec<Step> = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.wants(&event.event_type, record.timestamp))
-            .map(|endpoint| Step {
-                cause: cause.clone(),
-                attempt: 1,
-                since: event.received_at,
-                target: Target::Endpoint(Arc::clone(endpoint)),
-            })
-            .collect();
-        if steps.is_empty() {
+        let endpoints = self.subscriptions.matching(event.tenant, &event.event_type, record.timestamp);
+        if endpoints.is_empty() {
             return Ok(None);
         }
+        let cause = Cause::Event { run: partition.run(), partition: partition.id(), offset: record.offset };
+        let step = |endpoint| Step {
+            cause: cause.clone(),
+            attempt: 1,
+            since: event.received_at,
+            target: Target::Endpoint(endpoint),
+        };
+        let steps = endpoints.into_iter().map(step).collect();
         Ok(Some(Plan { event: Arc::new(PreparedEvent::new(&event, &record.payload)), steps }))
     }
 

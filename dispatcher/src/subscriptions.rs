@@ -1,24 +1,29 @@
 //! The subscriptions, by tenant and by id, fed from the `config` topic.
 //!
-//! Partition threads read on every record, the feed writes now and then: a read takes a shared lock for as long as it takes to
-//! clone one `Arc`.
+//! Partition threads read on every record, the feed writes now and then: readers take what is there as it is and wait for nobody,
+//! the writer copies the small part that it changes.
 
 use crate::{
     delivery::Delivery,
     headers,
     lane::{Lane, Limits},
+    read_map::ReadMap,
     sign::SigningKeys,
 };
+use arc_swap::ArcSwap;
 use floodway_schemas::{
     UnixMillis,
     config::{ConfigChange, ConfigKey, Subscription, SubscriptionState},
     ids::{SubscriptionId, TenantId},
+    pattern::TypeIndex,
     seal::SealingKeys,
 };
 use http::{HeaderMap, Uri};
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -37,15 +42,13 @@ pub(crate) struct Endpoint {
     pub(crate) lane: Arc<Lane<Delivery>>,
 }
 
-/// All subscriptions.
+/// All subscriptions. One thread changes them, any number reads.
 #[derive(Debug, Default)]
-pub(crate) struct Subscriptions(RwLock<Index>);
-
-#[derive(Debug, Default)]
-struct Index {
-    by_id: HashMap<SubscriptionId, Arc<Endpoint>>,
-    /// Copied on write only while a reader holds it.
-    by_tenant: HashMap<TenantId, Arc<Vec<Arc<Endpoint>>>>,
+pub(crate) struct Subscriptions {
+    by_id: ReadMap<SubscriptionId, Arc<Endpoint>>,
+    by_tenant: ReadMap<TenantId, Arc<ArcSwap<TypeIndex<Arc<Endpoint>>>>>,
+    /// Number of subscriptions.
+    len: AtomicUsize,
 }
 
 impl Endpoint {
@@ -63,52 +66,52 @@ impl Endpoint {
         }
     }
 
-    /// Whether an event of this type, recorded at `at`, is for this subscription.
-    pub(crate) fn wants(&self, event_type: &str, at: UnixMillis) -> bool {
-        self.subscription.state != SubscriptionState::Disabled
-            && self.subscription.active_from <= at
-            && self.subscription.types.iter().any(|pattern| pattern.matches(event_type))
+    /// Whether an event of a type that it wants, recorded at `at`, is for this subscription.
+    pub(crate) fn is_open(&self, at: UnixMillis) -> bool {
+        self.subscription.state != SubscriptionState::Disabled && self.subscription.active_from <= at
     }
 }
 
 impl Subscriptions {
-    /// Takes a change of the configuration. A version that is not newer than the one held is ignored.
+    /// Takes a change of the configuration. A version that is not newer than the one held is ignored. Called by one thread.
     pub(crate) fn apply(&self, change: ConfigChange, sealing: &SealingKeys) {
         match change {
             ConfigChange::Subscription(subscription) => self.put(*subscription, sealing),
-            ConfigChange::Deleted(ConfigKey::Subscription(id)) => self.write().remove(id),
+            ConfigChange::Deleted(ConfigKey::Subscription(id)) => self.remove(id),
             ConfigChange::Tenant(_) | ConfigChange::ApiKey(_) | ConfigChange::Deleted(_) => {}
         }
     }
 
     /// The subscription with this id.
     pub(crate) fn get(&self, id: SubscriptionId) -> Option<Arc<Endpoint>> {
-        self.read().by_id.get(&id).cloned()
+        self.by_id.get(&id)
     }
 
-    /// The subscriptions of a tenant.
-    pub(crate) fn of_tenant(&self, tenant: TenantId) -> Option<Arc<Vec<Arc<Endpoint>>>> {
-        self.read().by_tenant.get(&tenant).cloned()
+    /// The subscriptions of a tenant that want an event of this type, recorded at `at`.
+    pub(crate) fn matching(&self, tenant: TenantId, event_type: &str, at: UnixMillis) -> Vec<Arc<Endpoint>> {
+        let Some(index) = self.by_tenant.get(&tenant) else { return Vec::new() };
+        let index = index.load();
+        index.matching(event_type).filter(|endpoint| endpoint.is_open(at)).cloned().collect()
     }
 
     /// Number of subscriptions.
     pub(crate) fn len(&self) -> usize {
-        self.read().by_id.len()
+        self.len.load(Ordering::Relaxed)
     }
 
     /// Takes every delivery that waits out of its lane.
     pub(crate) fn take_waiting(&self) -> Vec<Delivery> {
-        self.endpoints().iter().flat_map(|endpoint| endpoint.lane.take_waiting()).collect()
+        let mut waiting = Vec::new();
+        self.by_id.for_each(|endpoint| waiting.extend(endpoint.lane.take_waiting()));
+        waiting
     }
 
     /// Takes every delivery that waited for too long out of its lane, each with the time to defer it for.
     pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant) -> Vec<(Delivery, Duration)> {
-        let take = |endpoint: &Arc<Endpoint>| endpoint.lane.take_overdue(limits, now, rand::random());
-        self.endpoints().iter().flat_map(take).collect()
-    }
-
-    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        self.read().by_id.values().cloned().collect()
+        let mut overdue = Vec::new();
+        self.by_id
+            .for_each(|endpoint| overdue.extend(endpoint.lane.take_overdue(limits, now, rand::random())));
+        overdue
     }
 
     fn put(&self, subscription: Subscription, sealing: &SealingKeys) {
@@ -116,43 +119,43 @@ impl Subscriptions {
         if held.as_ref().is_some_and(|held| held.subscription.version >= subscription.version) {
             return;
         }
-        let lane = held.map(|held| Arc::clone(&held.lane)).unwrap_or_default();
-        // Secrets are opened outside of the lock.
+        let lane = held.as_ref().map(|held| Arc::clone(&held.lane)).unwrap_or_default();
         let endpoint = Arc::new(Endpoint::new(subscription, sealing, lane));
-        self.write().insert(endpoint);
-    }
-
-    /// Each critical section leaves the index usable at every point: a panic elsewhere is no reason to stop.
-    fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Index> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Index {
-    fn insert(&mut self, endpoint: Arc<Endpoint>) {
-        let (id, tenant) = (endpoint.subscription.id, endpoint.subscription.tenant);
-        if let Some(held) = self.by_id.insert(id, Arc::clone(&endpoint)) {
-            self.detach(&held);
+        let Subscription { id, tenant, ref types, .. } = endpoint.subscription;
+        self.by_id.insert(id, Arc::clone(&endpoint));
+        let own = self.by_tenant.get(&tenant).unwrap_or_default();
+        let mut index = TypeIndex::clone(&own.load());
+        // One exchange: no event sees the subscription twice, or not at all.
+        if let Some(held) = held.as_ref().filter(|held| held.subscription.tenant == tenant) {
+            index.remove(&held.subscription.types, |endpoint| Arc::ptr_eq(endpoint, held));
         }
-        Arc::make_mut(self.by_tenant.entry(tenant).or_default()).push(endpoint);
+        index.insert(types, &endpoint);
+        own.store(Arc::new(index));
+        self.by_tenant.insert(tenant, own);
+        match held {
+            None => drop(self.len.fetch_add(1, Ordering::Relaxed)),
+            Some(held) if held.subscription.tenant != tenant => self.detach(&held),
+            Some(_) => {}
+        }
     }
 
-    fn remove(&mut self, id: SubscriptionId) {
+    fn remove(&self, id: SubscriptionId) {
         if let Some(held) = self.by_id.remove(&id) {
             self.detach(&held);
+            self.len.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    fn detach(&mut self, held: &Arc<Endpoint>) {
-        let Entry::Occupied(mut of_tenant) = self.by_tenant.entry(held.subscription.tenant) else { return };
-        Arc::make_mut(of_tenant.get_mut()).retain(|endpoint| !Arc::ptr_eq(endpoint, held));
-        if of_tenant.get().is_empty() {
-            of_tenant.remove();
+    /// Takes a subscription out of its tenant's index.
+    fn detach(&self, held: &Arc<Endpoint>) {
+        let tenant = held.subscription.tenant;
+        let Some(own) = self.by_tenant.get(&tenant) else { return };
+        let mut index = TypeIndex::clone(&own.load());
+        index.remove(&held.subscription.types, |endpoint| Arc::ptr_eq(endpoint, held));
+        if index.is_empty() {
+            self.by_tenant.remove(&tenant);
         }
+        own.store(Arc::new(index));
     }
 }
 
@@ -188,14 +191,16 @@ mod tests {
         let held = index.get(second.id).unwrap();
         assert_eq!(held.subscription.version, 3);
         assert!(Arc::ptr_eq(&held.lane, &lane));
-        assert_eq!(index.of_tenant(second.tenant).unwrap().len(), 1);
+        let of_type = |event_type| index.matching(second.tenant, event_type, UnixMillis(i64::MAX));
+        assert_eq!((of_type("new").len(), of_type("old").len(), of_type("other").len()), (1, 0, 0));
         index.apply(ConfigChange::Deleted(ConfigKey::Subscription(second.id)), &sealing());
-        assert!(index.get(second.id).is_none() && index.of_tenant(second.tenant).is_none());
+        assert!(index.get(second.id).is_none() && of_type("new").is_empty());
+        assert!(index.by_tenant.get(&second.tenant).is_none());
         assert_eq!(index.len(), 0);
     }
 
     #[test]
-    fn an_endpoint_wants_its_types_from_its_first_day_on() {
+    fn a_subscription_wants_its_types_from_its_first_day_on() {
         let from = UnixMillis(1_795_275_240_123);
         let table = [
             (r#"["order.*"]"#, "active", "order.created", from, true),
@@ -204,10 +209,45 @@ mod tests {
             (r#"["order.*"]"#, "active", "order.created", UnixMillis(from.0 - 1), false),
             (r#"["order.*","user.left"]"#, "active", "user.left", from, true),
             (r#"["order.*","user.left"]"#, "active", "user.joined", from, false),
+            (r#"["order.*","order.created"]"#, "active", "order.created", from, true),
         ];
         for (types, state, event_type, at, expected) in table {
-            let endpoint = Endpoint::new(subscription(1, types, state), &sealing(), Arc::default());
-            assert_eq!(endpoint.wants(event_type, at), expected, "{types} {state} {event_type}");
+            let index = Subscriptions::default();
+            let subscription = subscription(1, types, state);
+            put(&index, &subscription);
+            let found = index.matching(subscription.tenant, event_type, at).len();
+            assert_eq!(found, usize::from(expected), "{types} {state} {event_type}");
         }
+    }
+
+    /// Bytes of this process in memory.
+    fn resident_bytes() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
+    #[test]
+    fn many_subscriptions_take_little_memory_each_whoever_owns_them() {
+        const COUNT: usize = 20_000;
+        let index = Subscriptions::default();
+        let model = subscription(1, r#"["order.*"]"#, "active");
+        let before = resident_bytes();
+        for number in 0..COUNT {
+            let mut subscription = model.clone();
+            subscription.id = SubscriptionId(uuid::Uuid::now_v7());
+            // Half belong to one tenant and want one type each, half to a tenant each.
+            if number % 2 == 0 {
+                subscription.types = vec![format!("type{number}").parse().unwrap()];
+            } else {
+                subscription.tenant = TenantId(uuid::Uuid::now_v7());
+            }
+            put(&index, &subscription);
+        }
+        let each = resident_bytes().saturating_sub(before) / COUNT;
+        assert_eq!(index.len(), COUNT);
+        assert_eq!(index.matching(model.tenant, "type4", UnixMillis(i64::MAX)).len(), 1);
+        // Others' tests run beside this one, so the bound is no sharp one.
+        assert!(each <= 1536, "{each} bytes each");
     }
 }
