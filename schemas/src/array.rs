@@ -5,9 +5,12 @@
 //! read afterwards as one JSON value, so an array whose elements are all read is valid JSON, and a bad element fails
 //! alone. Why not a JSON parser: `docs/decisions/008-envelope-parsing.md`.
 
-use memchr::{memchr2, memchr3};
+use memchr::memchr2;
 use thiserror::Error;
 
+/// How far a string's end is looked for byte by byte, before the vectorised search, whose start costs more than most
+/// strings have bytes.
+const SHORT_STRING_BYTES: usize = 16;
 /// Least bytes of an event in an array, `{"type":"a"},`: bounds what is reserved for the elements of an array.
 const MIN_EVENT_BYTES: usize = 13;
 
@@ -78,8 +81,8 @@ fn skip_whitespace(json: &[u8], from: usize) -> usize {
 /// Where the value that begins at `start` ends.
 fn value_end(json: &[u8], start: usize) -> Result<usize, ArrayError> {
     match json.get(start) {
-        Some(b'{') => container_end(json, start, b'{', b'}'),
-        Some(b'[') => container_end(json, start, b'[', b']'),
+        Some(b'{') => container_end::<b'{', b'}'>(json, start),
+        Some(b'[') => container_end::<b'[', b']'>(json, start),
         Some(b'"') => string_end(json, start),
         Some(b',' | b']') => Err(ArrayError::NoValue(start)),
         // A number or a word, or what cannot be read at all.
@@ -93,19 +96,24 @@ fn value_end(json: &[u8], start: usize) -> Result<usize, ArrayError> {
 
 /// Where the object or array that begins at `start` ends: brackets of the other kind are balanced in valid JSON, so
 /// only its own are counted.
-fn container_end(json: &[u8], start: usize, open: u8, close: u8) -> Result<usize, ArrayError> {
+fn container_end<const OPEN: u8, const CLOSE: u8>(json: &[u8], start: usize) -> Result<usize, ArrayError> {
     let (mut at, mut depth) = (start, 0_usize);
-    while let Some(distance) = memchr3(b'"', open, close, &json[at..]) {
-        at += distance;
-        if json[at] == b'"' {
-            at = string_end(json, at)?;
-            continue;
+    while let Some(byte) = json.get(at) {
+        match *byte {
+            b'"' => {
+                at = string_end(json, at)?;
+                continue;
+            }
+            byte if byte == OPEN => depth += 1,
+            byte if byte == CLOSE => {
+                depth -= 1;
+                if depth == 0 {
+                    return Ok(at + 1);
+                }
+            }
+            _ => {}
         }
-        depth = if json[at] == open { depth + 1 } else { depth - 1 };
         at += 1;
-        if depth == 0 {
-            return Ok(at);
-        }
     }
     Err(ArrayError::NotClosed)
 }
@@ -113,7 +121,7 @@ fn container_end(json: &[u8], start: usize, open: u8, close: u8) -> Result<usize
 /// Where the string whose opening quote is at `start` ends.
 fn string_end(json: &[u8], start: usize) -> Result<usize, ArrayError> {
     let mut at = start + 1;
-    while let Some(distance) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+    while let Some(distance) = json.get(at..).and_then(find_quote_or_backslash) {
         at += distance;
         if json[at] == b'"' {
             return Ok(at + 1);
@@ -122,6 +130,12 @@ fn string_end(json: &[u8], start: usize) -> Result<usize, ArrayError> {
         at += 2;
     }
     Err(ArrayError::NotClosed)
+}
+
+fn find_quote_or_backslash(text: &[u8]) -> Option<usize> {
+    let (short, long) = text.split_at(text.len().min(SHORT_STRING_BYTES));
+    let near = short.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+    near.or_else(|| memchr2(b'"', b'\\', long).map(|distance| short.len() + distance))
 }
 
 #[cfg(test)]
