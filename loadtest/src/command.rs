@@ -1,6 +1,9 @@
 //! The command line.
 
-use crate::bench_command::{self, BenchCommand, FloorCommand};
+use crate::{
+    bench_command::{self, BenchCommand, FloorCommand},
+    load_command::{self, LoadArgs},
+};
 use clap::{Args, Parser, Subcommand};
 use floodway_loadtest::{
     demo::{self, DemoError, DemoOptions, environment::Listeners},
@@ -44,6 +47,9 @@ pub(crate) enum Command {
     /// Send events and measure how they are accepted
     #[command(after_help = EXIT_CODES)]
     Send(SendArgs),
+    /// Send events on a schedule or as fast as possible, and measure what ingest makes of it
+    #[command(after_help = EXIT_CODES)]
+    Load(Box<LoadArgs>),
     /// Receive webhooks; the path of a URL says how it answers
     #[command(after_help = RECEIVE_HELP)]
     Receive(ReceiveArgs),
@@ -197,6 +203,7 @@ pub(crate) async fn execute(command: Command, stop: &CancellationToken) -> Resul
     match command {
         Command::Demo(args) => Box::pin(run_demo(args, stop)).await,
         Command::Send(args) => run_send(args, stop).await,
+        Command::Load(args) => Box::pin(load_command::load(*args, stop)).await,
         Command::Receive(args) => run_receive(args, stop).await,
         Command::Bench { command } => Box::pin(bench_command::bench(command, stop)).await,
         Command::Floor { command } => bench_command::floor(command, stop).await,
@@ -306,7 +313,7 @@ fn path_and_secret(text: &str) -> Result<(String, String), String> {
 }
 
 /// Text that goes into JSON and identifiers as it is.
-fn plain_text(text: &str) -> Result<String, String> {
+pub(crate) fn plain_text(text: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     if (1..=100).contains(&text.len()) && text.bytes().all(plain) {
         return Ok(text.to_owned());

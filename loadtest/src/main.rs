@@ -2,6 +2,7 @@
 
 mod bench_command;
 mod command;
+mod load_command;
 
 use clap::Parser;
 use std::{io::Write, process::ExitCode};

@@ -21,6 +21,9 @@ pub enum LoadError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// It was stopped before it began.
+    #[error("stopped before the first request")]
+    Stopped,
     /// The first answers say that the key is not accepted.
     #[error("ingest answered {0}: is the API key right?")]
     Unauthorized(u16),

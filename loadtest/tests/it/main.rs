@@ -5,5 +5,6 @@
 mod demo;
 mod fake_floodway;
 mod http;
+mod load;
 mod receiver;
 mod sender;
