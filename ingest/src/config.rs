@@ -1,6 +1,6 @@
 //! The section `[ingest]`: every field's variable, unit and default.
 
-use crate::{error::Error, inflate::WINDOW_BYTES};
+use crate::{error::Error, inflate::MAX_WINDOW_BYTES};
 use floodway_schemas::MAX_EVENT_BYTES;
 use serde::{Deserialize, Deserializer, de};
 use std::{
@@ -240,15 +240,15 @@ impl Settings {
         self.publish_timeout + Duration::from_millis(1500)
     }
 
-    /// Most bytes of a body that had `sent` bytes before it was inflated. What could never fit into the memory set aside for
+    /// Most bytes of an inflated body beside which `others` are held. What could never fit into the memory set aside for
     /// bodies is too large, and not worth another try.
-    pub(crate) fn inflated_limit(&self, sent: usize) -> usize {
-        self.max_inflated_bytes.min(self.max_reading_bytes.saturating_sub(sent + WINDOW_BYTES))
+    pub(crate) fn inflated_limit(&self, others: usize) -> usize {
+        self.max_inflated_bytes.min(self.max_reading_bytes.saturating_sub(others))
     }
 
     /// Most memory that one body takes: as sent and inflated, and the decoder's window.
     pub(crate) fn largest_body(&self) -> usize {
-        (self.max_body_bytes + self.max_inflated_bytes + WINDOW_BYTES).min(self.max_reading_bytes)
+        (self.max_body_bytes + self.max_inflated_bytes + MAX_WINDOW_BYTES).min(self.max_reading_bytes)
     }
 
     /// Threads that serve HTTP.

@@ -5,7 +5,7 @@ use crate::{
     budget::Share,
     config::Settings,
     error::Refusal,
-    inflate::inflate,
+    inflate::{inflate, window_bytes},
     media::{self, Coding, Format},
 };
 use bytes::Bytes;
@@ -45,7 +45,10 @@ impl Media {
         settings: &Settings,
     ) -> Result<Bytes, Refusal> {
         let body = match self.coding {
-            Some(coding) => inflate(coding, &sent, share, settings.inflated_limit(sent.len())).await?,
+            Some(coding) => {
+                let limit = settings.inflated_limit(sent.len() + window_bytes(coding));
+                inflate(coding, &sent, share, limit).await?
+            }
             None => sent,
         };
         match self.format {
@@ -137,26 +140,31 @@ mod tests {
     use http_body_util::Full;
     use hyper::body::Frame;
     use metrics::Gauge;
+    use proptest::prelude::*;
     use std::{
         convert::Infallible,
+        io::Write,
         pin::Pin,
         task::{Context, Poll},
     };
 
     /// Pieces without an announced length.
     fn pieces(sizes: Vec<usize>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
-        struct Pieces(std::vec::IntoIter<usize>);
-        impl Body for Pieces {
-            type Data = Bytes;
-            type Error = Infallible;
-            fn poll_frame(
-                mut self: Pin<&mut Self>,
-                _: &mut Context<'_>,
-            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-                Poll::Ready(self.0.next().map(|size| Ok(Frame::data(Bytes::from(vec![b'x'; size])))))
-            }
+        let pieces: Vec<_> = sizes.into_iter().map(|size| Bytes::from(vec![b'x'; size])).collect();
+        Pieces(pieces.into_iter())
+    }
+
+    struct Pieces(std::vec::IntoIter<Bytes>);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = Infallible;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece))))
         }
-        Pieces(sizes.into_iter())
     }
 
     async fn read<B>(body: &mut B, budget: &BodyBudget, limit: usize) -> Result<Bytes, Refusal>
@@ -191,6 +199,38 @@ mod tests {
         assert_eq!(read(&mut pieces(vec![3, 3]), &budget, 10).await.unwrap().len(), 6);
         drop(held);
         assert_eq!(read(&mut pieces(vec![3, 3, 4]), &budget, 10).await.unwrap().len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn however_a_body_arrives_it_is_the_same(
+            plain in proptest::collection::vec(any::<u8>(), 0..3000), sizes in proptest::collection::vec(0..700_usize, 0..12),
+            coding in prop::sample::select(vec![None, Some(Coding::Gzip), Some(Coding::Zstd)]),
+        ) {
+            let sent = match coding {
+                None => plain.clone(),
+                Some(Coding::Gzip) => {
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                    encoder.write_all(&plain).unwrap();
+                    encoder.finish().unwrap()
+                }
+                Some(Coding::Zstd) => zstd::encode_all(plain.as_slice(), 1).unwrap(),
+            };
+            let (mut parts, mut rest) = (Vec::new(), Bytes::from(sent));
+            for size in sizes {
+                parts.push(rest.split_to(size.min(rest.len())));
+            }
+            parts.push(rest);
+            let (budget, tenant) = (BodyBudget::new(1 << 24, 1 << 24, Gauge::noop()), TenantBytes::default());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let unpacked = runtime.block_on(async {
+                let mut share = budget.share(&tenant);
+                let body = read_body(&mut Pieces(parts.into_iter()), &mut share, 1 << 20, Duration::from_secs(60)).await?;
+                let media = Media { format: Format::Json, coding };
+                media.unpack(&HeaderMap::new(), body, &mut share, &Settings::default()).await
+            });
+            prop_assert_eq!(unpacked.unwrap(), plain);
+        }
     }
 
     #[tokio::test(start_paused = true)]
