@@ -55,7 +55,8 @@ free_port() {
   for _ in {1..200}; do
     port=$((20000 + (RANDOM << 15 | RANDOM) % 12000))
     listening "$port" && continue
-    [[ -f $DIR/settings ]] && grep -q "_port=$port\$" "$DIR/settings" && continue
+    # Nor one that another stack has chosen and does not listen on, or not yet.
+    grep -qs "_port=$port\$" "$DIR/settings" "$ROOT/.stack/settings" "$ROOT"/.stack/*/settings && continue
     printf '%s' "$port"
     return
   done
