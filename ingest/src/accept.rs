@@ -26,6 +26,7 @@ use http::{
 use hyper::body::Incoming;
 use metrics::Gauge;
 use std::{
+    cell::Cell,
     sync::{Arc, atomic::AtomicUsize},
     time::Instant,
 };
@@ -50,21 +51,26 @@ pub(crate) struct Server {
     pub(crate) addresses: OpenByAddress,
     /// `None` when the listener speaks plain HTTP.
     pub(crate) tls: Option<Tls>,
+    /// Requests in progress on one worker.
+    pub(crate) requests_per_worker: usize,
     pub(crate) shutdown: CancellationToken,
 }
 
 impl Server {
     /// Answers one request.
     pub(crate) async fn handle(&self, request: Request<Incoming>) -> Answer {
-        let _in_flight = InFlight::enter(&self.metrics.requests_in_flight);
+        let began = Instant::now();
+        let in_flight = InFlight::enter(&self.metrics.requests_in_flight);
         let (head, mut body) = request.into_parts();
         let mut standing = Standing::default();
-        let mut answer = match self.accept(&head, &mut body, &mut standing).await {
+        let accepted = match in_flight.nth <= self.requests_per_worker {
+            true => self.accept(&head, &mut body, &mut standing).await,
+            false => Err(Refusal::Busy),
+        };
+        let mut answer = match accepted {
             Ok(answer) => answer,
             Err(refusal) => {
-                if refusal == Refusal::ReadingFull {
-                    self.metrics.reading_full.increment(1);
-                }
+                self.metrics.refused(refusal.reason());
                 read::discard(&head.headers, &mut body, self.settings.max_body_bytes).await;
                 let mut answer = respond::refused(&refusal);
                 if head.headers.contains_key(EXPECT) && head.version <= Version::HTTP_11 {
@@ -76,6 +82,7 @@ impl Server {
         };
         standing.write(answer.headers_mut());
         self.metrics.answered(answer.status().as_u16());
+        self.metrics.request_seconds.record(began.elapsed());
         answer
     }
 
@@ -109,12 +116,14 @@ impl Server {
             received_at,
             ids: RequestIds::new(received_at, rand::random()),
         };
-        let started = Instant::now();
+        let offering = Instant::now();
         let mut publication = self.publisher.begin(events.len())?;
         let entries = batch::publish(&events, origin, &mut publication);
         let (completion, deadline) = publication.finish();
+        let offered = Instant::now();
+        self.metrics.enqueue_seconds.record(offered - offering);
         completion.wait(deadline).await;
-        self.metrics.publish_seconds.record(started.elapsed());
+        self.metrics.ack_seconds.record(offered.elapsed());
         Ok(respond::settled(&entries, &completion, &self.metrics))
     }
 
@@ -132,17 +141,29 @@ fn traceparent(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Counts a request in flight for as long as it lives, also when its client goes away.
-struct InFlight<'g>(&'g Gauge);
+struct InFlight<'g> {
+    gauge: &'g Gauge,
+    /// How many there are on this worker with this one.
+    nth: usize,
+}
+
+thread_local! {
+    /// Requests in progress on this worker. A request never changes its thread.
+    static IN_FLIGHT: Cell<usize> = const { Cell::new(0) };
+}
 
 impl<'g> InFlight<'g> {
     fn enter(gauge: &'g Gauge) -> Self {
         gauge.increment(1.0);
-        Self(gauge)
+        let nth = IN_FLIGHT.get() + 1;
+        IN_FLIGHT.set(nth);
+        Self { gauge, nth }
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        IN_FLIGHT.set(IN_FLIGHT.get().saturating_sub(1));
+        self.gauge.decrement(1.0);
     }
 }

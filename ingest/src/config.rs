@@ -34,6 +34,9 @@ pub struct Settings {
     /// `FLOODWAY_INGEST__MAX_CONNECTIONS_PER_ADDRESS`: those of one client address, an IPv6 network of 64 bits counting as
     /// one; default 5,000, half of all. 0 for no limit, where a proxy speaks for all clients.
     pub max_connections_per_address: usize,
+    /// `FLOODWAY_INGEST__MAX_REQUESTS`: requests in progress over all workers, each of which has an equal part; default
+    /// 20,000. Further ones are answered 503.
+    pub max_requests: usize,
     /// `FLOODWAY_INGEST__TLS_CERTIFICATE`: PEM file with the certificate and its chain. With it the listener speaks TLS only;
     /// default none. A renewed pair of files is taken over without a restart.
     pub tls_certificate: Option<PathBuf>,
@@ -132,6 +135,7 @@ impl Default for Settings {
             workers: 0,
             max_connections: 10_000,
             max_connections_per_address: 5_000,
+            max_requests: 20_000,
             tls_certificate: None,
             tls_key: None,
             tls_min_version: TlsVersion::V1_3,
@@ -164,9 +168,10 @@ impl Settings {
             value >= Duration::from_secs(*range.start()) && value <= Duration::from_secs(*range.end())
         };
         let record = MAX_EVENT_BYTES + RECORD_OVERHEAD_BYTES;
-        let rules: [(&'static str, bool, String); 16] = [
+        let rules: [(&'static str, bool, String); 17] = [
             ("WORKERS", self.workers <= MAX_WORKERS, format!("must be at most {MAX_WORKERS}")),
             ("MAX_CONNECTIONS", self.max_connections > 0, "must be at least 1".to_owned()),
+            ("MAX_REQUESTS", self.max_requests > 0, "must be at least 1".to_owned()),
             (
                 "MAX_BODY_BYTES",
                 (MIN_BODY_BYTES..=1 << 30).contains(&self.max_body_bytes),
@@ -278,8 +283,9 @@ mod tests {
     #[test]
     fn a_bad_setting_is_refused_by_its_name() {
         type Spoil = fn(&mut Settings);
-        let table: [(Spoil, &str); 11] = [
+        let table: [(Spoil, &str); 12] = [
             (|s| s.max_connections = 0, "FLOODWAY_INGEST__MAX_CONNECTIONS"),
+            (|s| s.max_requests = 0, "FLOODWAY_INGEST__MAX_REQUESTS"),
             (|s| s.max_body_bytes = 10, "FLOODWAY_INGEST__MAX_BODY_BYTES"),
             (|s| s.max_inflated_bytes = 10, "FLOODWAY_INGEST__MAX_INFLATED_BYTES"),
             (|s| s.max_reading_bytes = s.max_body_bytes - 1, "FLOODWAY_INGEST__MAX_READING_BYTES"),

@@ -103,6 +103,8 @@ pub(crate) enum Refusal {
         /// Which rate.
         of: LimitName,
     },
+    /// As many requests are in progress as may be.
+    Busy,
     /// The bodies in memory take all that is set aside for them.
     ReadingFull,
     /// Not all keys are known yet.
@@ -114,7 +116,51 @@ pub(crate) enum Refusal {
 /// Seconds after which a client may repeat a request that failed for a passing reason.
 pub(crate) const RETRY_AFTER_SECONDS: u64 = 1;
 
+/// Every word of [`Refusal::reason`].
+pub(crate) const REASONS: [&str; 17] = [
+    "bad_request",
+    "batch_too_large",
+    "body_too_large",
+    "busy",
+    "empty_batch",
+    "kafka_away",
+    "malformed",
+    "method",
+    "not_found",
+    "not_ready",
+    "rate_limited",
+    "reading_full",
+    "slow_body",
+    "suspended",
+    "target_too_long",
+    "unauthorized",
+    "unsupported_media",
+];
+
 impl Refusal {
+    /// The reason as a label of metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::TargetTooLong { .. } => "target_too_long",
+            Self::BadHost | Self::BrokenBody => "bad_request",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method",
+            Self::Unauthorized => "unauthorized",
+            Self::Suspended => "suspended",
+            Self::UnsupportedMedia(_) | Self::UnsupportedCoding => "unsupported_media",
+            Self::BodyTooLarge { .. } | Self::InflatedTooLarge { .. } => "body_too_large",
+            Self::BatchTooLarge { .. } | Self::BurstTooLarge { .. } => "batch_too_large",
+            Self::EmptyBatch => "empty_batch",
+            Self::Malformed(_) | Self::InvalidHeaders(_) => "malformed",
+            Self::SlowBody { .. } => "slow_body",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Busy => "busy",
+            Self::ReadingFull => "reading_full",
+            Self::NotReady => "not_ready",
+            Self::KafkaAway => "kafka_away",
+        }
+    }
+
     /// The problem document of this refusal.
     pub(crate) fn problem(&self) -> Problem {
         match self {
@@ -181,6 +227,7 @@ impl Refusal {
                     ),
                 )
             }
+            Self::Busy => unavailable("too many requests are in progress; nothing was written"),
             Self::ReadingFull => {
                 unavailable("request bodies take all the memory set aside for them; nothing was written")
             }
@@ -195,7 +242,7 @@ impl Refusal {
     pub(crate) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
-            Self::ReadingFull | Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
+            Self::Busy | Self::ReadingFull | Self::NotReady | Self::KafkaAway => Some(RETRY_AFTER_SECONDS),
             _ => None,
         }
     }

@@ -12,6 +12,7 @@ mod aside;
 mod authenticate;
 mod batch;
 mod binary;
+mod broker_times;
 mod budget;
 mod certificate_end;
 mod complete;
@@ -82,7 +83,8 @@ impl Ingest {
         let kafka = context.health.component("kafka", true);
         let config = context.health.component("config", true);
         config.down("the configuration has not been read to its end yet");
-        let (listeners, address) = serve::listen(settings.listen, settings.worker_count())
+        let workers = settings.worker_count();
+        let (listeners, address) = serve::listen(settings.listen, workers)
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
         let (partitions, verdict) = known_topics(&context, &kafka).await?;
         let publisher = Publisher::new(&context.kafka, &settings, partitions, Arc::clone(&metrics))?;
@@ -102,6 +104,7 @@ impl Ingest {
             connections: AtomicUsize::new(0),
             addresses: OpenByAddress::new(settings.max_connections_per_address),
             tls,
+            requests_per_worker: settings.max_requests.div_ceil(workers),
             // A child, so that a failing worker stops its siblings and not the process's other roles.
             shutdown: context.shutdown.child_token(),
             settings,

@@ -1,10 +1,9 @@
 //! Every metric of ingest: names, descriptions and handles, made once.
 #![allow(clippy::disallowed_macros, reason = "this is the one place where ingest's metrics are made")]
 
-use metrics::{
-    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
-    histogram,
-};
+use crate::error::REASONS;
+use floodway_runtime::tally::{self, Measure};
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, gauge};
 
 /// Every status that a request may be answered with.
 const STATUSES: [(u16, &str); 13] = [
@@ -26,6 +25,7 @@ const STATUSES: [(u16, &str); 13] = [
 /// The handles.
 pub(crate) struct Metrics {
     requests: [Counter; STATUSES.len()],
+    refused: [Counter; REASONS.len()],
     pub(crate) events_accepted: Counter,
     pub(crate) events_invalid: Counter,
     pub(crate) events_too_large: Counter,
@@ -35,10 +35,12 @@ pub(crate) struct Metrics {
     pub(crate) events_unknown: Counter,
     pub(crate) batch_events: Histogram,
     pub(crate) body_bytes: Histogram,
-    pub(crate) publish_seconds: Histogram,
+    pub(crate) request_seconds: Histogram,
+    pub(crate) enqueue_seconds: Histogram,
+    pub(crate) ack_seconds: Histogram,
     pub(crate) reading_bytes: Gauge,
-    pub(crate) reading_full: Counter,
     pub(crate) requests_in_flight: Gauge,
+    pub(crate) queued_events: Gauge,
     pub(crate) queued_bytes: Gauge,
     pub(crate) producer_queue_full: Counter,
     pub(crate) partition_queue_full: Counter,
@@ -59,8 +61,10 @@ impl Metrics {
     /// Describes the metrics and makes their handles.
     pub(crate) fn new() -> Self {
         describe();
-        let refused =
-            |reason: &'static str| counter!("floodway_ingest_events_refused_total", "reason" => reason);
+        let refused = |reason| {
+            let name = "floodway_ingest_events_refused_total";
+            tally::counter(name, Some(("reason", reason)), "Events not accepted, by reason")
+        };
         let full = |queue: &'static str| counter!("floodway_ingest_queue_full_total", "queue" => queue);
         let turned_away =
             |reason: &'static str| counter!("floodway_ingest_connections_refused_total", "reason" => reason);
@@ -68,21 +72,66 @@ impl Metrics {
             |result: &'static str| counter!("floodway_ingest_tls_handshakes_total", "result" => result);
         let reloads = |result: &'static str| counter!("floodway_ingest_tls_certificate_reloads_total", "result" => result);
         Self {
-            requests: STATUSES
-                .map(|(_, status)| counter!("floodway_ingest_requests_total", "status" => status)),
-            events_accepted: counter!("floodway_ingest_events_accepted_total"),
+            requests: STATUSES.map(|(_, status)| {
+                let name = "floodway_ingest_requests_total";
+                tally::counter(name, Some(("status", status)), "Requests answered, by status")
+            }),
+            refused: REASONS.map(|reason| {
+                let name = "floodway_ingest_requests_refused_total";
+                tally::counter(name, Some(("reason", reason)), "Requests refused as a whole, by reason")
+            }),
+            events_accepted: tally::counter(
+                "floodway_ingest_events_accepted_total",
+                None,
+                "Events acknowledged by Kafka before the answer",
+            ),
             events_invalid: refused("invalid"),
             events_too_large: refused("too_large"),
             events_repeated: refused("repeated"),
             events_rate_limited: refused("rate_limited"),
             events_not_persisted: refused("not_persisted"),
             events_unknown: refused("unknown"),
-            batch_events: histogram!("floodway_ingest_batch_events"),
-            body_bytes: histogram!("floodway_ingest_body_bytes"),
-            reading_bytes: gauge!("floodway_ingest_reading_bytes"),
-            reading_full: counter!("floodway_ingest_reading_full_total"),
-            publish_seconds: histogram!("floodway_ingest_publish_seconds"),
-            requests_in_flight: gauge!("floodway_ingest_requests_in_flight"),
+            batch_events: tally::histogram(
+                "floodway_ingest_batch_events",
+                None,
+                "Events received, per request",
+                Measure::Count,
+            ),
+            body_bytes: tally::histogram(
+                "floodway_ingest_body_bytes",
+                None,
+                "Bytes received, per request body",
+                Measure::Bytes,
+            ),
+            request_seconds: tally::histogram(
+                "floodway_ingest_request_seconds",
+                None,
+                "From a request's header to its answer, refusals included",
+                Measure::Seconds,
+            ),
+            enqueue_seconds: tally::histogram(
+                "floodway_ingest_enqueue_seconds",
+                None,
+                "From a request's first event to its last one in the producer's queue",
+                Measure::Seconds,
+            ),
+            ack_seconds: tally::histogram(
+                "floodway_ingest_ack_seconds",
+                None,
+                "From a request's last event in the queue to the last acknowledgement, or to giving up on it",
+                Measure::Seconds,
+            ),
+            reading_bytes: tally::gauge(
+                "floodway_ingest_reading_bytes",
+                None,
+                "Bytes set aside for request bodies, from their announcement to their answer",
+            ),
+            requests_in_flight: tally::gauge(
+                "floodway_ingest_requests_in_flight",
+                None,
+                "Requests being read, published or answered",
+            ),
+            queued_events: gauge!("floodway_ingest_queued_events"),
             queued_bytes: gauge!("floodway_ingest_queued_bytes"),
             producer_queue_full: full("producer"),
             partition_queue_full: full("partition"),
@@ -96,6 +145,27 @@ impl Metrics {
             certificates_replaced: reloads("replaced"),
             certificates_refused: reloads("refused"),
             certificate_end: gauge!("floodway_ingest_tls_certificate_not_after_seconds"),
+        }
+    }
+
+    /// Shows the bounds of the queue, beside which its contents are read.
+    pub(crate) fn show_queue_bounds(&self, events: u32, bytes: usize) {
+        gauge!("floodway_ingest_queue_limit_events").set(f64::from(events));
+        // Far below 2^53.
+        gauge!("floodway_ingest_queue_limit_bytes").set(bytes as f64);
+    }
+
+    /// Shows how long a broker takes; called now and then, for as many brokers as the cluster has.
+    pub(crate) fn broker_time(&self, broker: i32, part: &'static str, quantile: &'static str, seconds: f64) {
+        let broker = broker.to_string();
+        gauge!("floodway_ingest_broker_seconds", "broker" => broker, "part" => part, "quantile" => quantile)
+            .set(seconds);
+    }
+
+    /// Counts a request that was refused as a whole.
+    pub(crate) fn refused(&self, reason: &str) {
+        if let Some(index) = REASONS.iter().position(|known| *known == reason) {
+            self.refused[index].increment(1);
         }
     }
 
@@ -113,30 +183,23 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
+/// Describes what is kept by the process's recorder; the others are described where they are made.
 fn describe() {
-    describe_counter!("floodway_ingest_requests_total", "Requests answered, by status");
-    describe_counter!(
-        "floodway_ingest_events_accepted_total",
-        "Events acknowledged by Kafka before the answer"
+    describe_gauge!(
+        "floodway_ingest_queued_events",
+        "Events in the producer, waiting for an acknowledgement or for their report"
     );
-    describe_counter!("floodway_ingest_events_refused_total", "Events not accepted, by reason");
-    describe_histogram!("floodway_ingest_batch_events", "Events per request");
-    describe_histogram!("floodway_ingest_body_bytes", Unit::Bytes, "Size of request bodies");
-    describe_histogram!(
-        "floodway_ingest_publish_seconds",
-        Unit::Seconds,
-        "From enqueueing a request's events to the last acknowledgement, or to giving up on it"
+    describe_gauge!("floodway_ingest_queue_limit_events", "Events that the producer takes at once");
+    describe_gauge!(
+        "floodway_ingest_queue_limit_bytes",
+        Unit::Bytes,
+        "Bytes of events that the producer takes at once"
     );
     describe_gauge!(
-        "floodway_ingest_reading_bytes",
-        Unit::Bytes,
-        "Bytes set aside for request bodies, from their announcement to their answer"
+        "floodway_ingest_broker_seconds",
+        Unit::Seconds,
+        "How long records wait in the queue, requests wait for being sent, and brokers take for an answer, by broker"
     );
-    describe_counter!(
-        "floodway_ingest_reading_full_total",
-        "Requests refused because bodies took all the memory set aside for them"
-    );
-    describe_gauge!("floodway_ingest_requests_in_flight", "Requests being read, published or answered");
     describe_gauge!(
         "floodway_ingest_queued_bytes",
         Unit::Bytes,
@@ -162,4 +225,25 @@ fn describe() {
         Unit::Seconds,
         "When the certificate in use ends, in seconds since 1970"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{REASONS, Refusal};
+
+    #[test]
+    fn every_answer_and_reason_that_is_met_daily_is_counted() {
+        let refusals = [
+            Refusal::NotFound,
+            Refusal::Busy,
+            Refusal::BadHost,
+            Refusal::TargetTooLong { limit: 1 },
+            Refusal::ReadingFull,
+        ];
+        for refusal in refusals {
+            assert!(REASONS.contains(&refusal.reason()));
+            assert!(STATUSES.iter().any(|(status, _)| *status == refusal.problem().status));
+        }
+    }
 }

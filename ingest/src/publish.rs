@@ -4,6 +4,7 @@
 //! rest of the batch at once, and the client decides when to come again.
 
 use crate::{
+    broker_times,
     complete::{Completion, Fate, Ticket},
     config::{RECORD_OVERHEAD_BYTES, Settings},
     error::Refusal,
@@ -81,13 +82,15 @@ impl Publisher {
     ) -> Result<Self, KafkaError> {
         let mut config = kafka.producer();
         config
+            .set("statistics.interval.ms", broker_times::STATISTICS_INTERVAL_MS.to_string())
             .set("message.timeout.ms", settings.publish_timeout.as_millis().to_string())
             .set("queue.buffering.max.messages", settings.queue_events.to_string())
             .set("queue.buffering.max.kbytes", (settings.queue_bytes / 1024).to_string());
+        metrics.show_queue_bounds(settings.queue_events, settings.queue_bytes);
         let tally = Arc::new(Tally::default());
         let publisher = Self {
             topic: kafka.topic(Topic::Events),
-            live: ArcSwap::from_pointee(create(&config, &tally)?),
+            live: ArcSwap::from_pointee(create(&config, &tally, &metrics)?),
             config,
             partitions: ArcSwapOption::empty(),
             partition_limit: settings.partition_queue_bytes,
@@ -161,10 +164,11 @@ impl Publisher {
         &self.tally
     }
 
-    /// Updates the gauge of bytes waiting for an acknowledgement.
+    /// Updates the gauges of what is waiting for an acknowledgement.
     pub(crate) fn report_waiting_bytes(&self) {
         // A gauge is a float; bytes in memory are far below 2^53.
         self.metrics.queued_bytes.set(self.waiting_bytes() as f64);
+        self.metrics.queued_events.set(f64::from(self.live.load_full().in_flight_count()));
     }
 
     fn waiting_bytes(&self) -> usize {
@@ -175,7 +179,7 @@ impl Publisher {
     pub(crate) fn replace_if_dead(&self) {
         let Some((code, reason)) = self.live.load_full().client().fatal_error() else { return };
         tracing::error!(?code, %reason, "the producer failed for good and is replaced");
-        match create(&self.config, &self.tally) {
+        match create(&self.config, &self.tally, &self.metrics) {
             Ok(producer) => {
                 self.metrics.producer_rebuilds.increment(1);
                 retire(self.live.swap(Arc::new(producer)));
@@ -193,8 +197,13 @@ impl Publisher {
     }
 }
 
-fn create(config: &ClientConfig, tally: &Arc<Tally>) -> Result<EventProducer, KafkaError> {
-    Ok(config.create_with_context(Reports { tally: Arc::clone(tally) })?)
+fn create(
+    config: &ClientConfig,
+    tally: &Arc<Tally>,
+    metrics: &Arc<Metrics>,
+) -> Result<EventProducer, KafkaError> {
+    let (tally, metrics) = (Arc::clone(tally), Arc::clone(metrics));
+    Ok(config.create_with_context(Reports { tally, metrics })?)
 }
 
 /// Lets a replaced producer report what it held. It is dropped here and not by a request that still uses it, because
@@ -284,6 +293,7 @@ fn content_type() -> OwnedHeaders {
 /// Takes delivery reports on the producer's thread.
 struct Reports {
     tally: Arc<Tally>,
+    metrics: Arc<Metrics>,
 }
 
 impl ClientContext for Reports {
@@ -299,6 +309,10 @@ impl ClientContext for Reports {
 
     fn error(&self, error: ClientError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka client");
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        broker_times::show(statistics, &self.metrics);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The admin listener: health and metrics, on a port of its own that is never exposed to producers.
 
-use crate::{disk::Disk, health::Health};
+use crate::{disk::Disk, health::Health, tally};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -190,7 +190,10 @@ fn answer(request: &Request<Incoming>, health: &Health, metrics: &PrometheusHand
             });
             reply(status, "application/json", format!("{report:#}\n"))
         }
-        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
+        "/metrics" => {
+            let text = metrics.render() + &tally::render();
+            reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+        }
         _ => reply(
             StatusCode::NOT_FOUND,
             "text/plain",
