@@ -5,14 +5,14 @@
 
 use bytes::Bytes;
 use floodway_schemas::{
-    event::{CLOUDEVENTS_JSON, Data, Event},
+    event::{CLOUDEVENTS_JSON, Event},
     ids::TenantId,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
 };
-use std::{collections::BTreeMap, fmt::Write};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
 /// An event made ready once for all its deliveries. Owned, for deliveries outlive the record's buffer.
 #[derive(Debug)]
@@ -38,10 +38,10 @@ pub(crate) struct PreparedEvent {
 impl PreparedEvent {
     /// Prepares an event that was decoded from `envelope`.
     pub(crate) fn new(event: &Event<'_>, envelope: &Bytes) -> Self {
-        let body = match &event.data {
+        let body = match event.body() {
             // A slice of the envelope: no copy.
-            Data::Json(raw) => envelope.slice_ref(raw.get().as_bytes()),
-            Data::None | Data::Base64(_) => Bytes::from(event.body().into_owned()),
+            Cow::Borrowed(bytes) => envelope.slice_ref(bytes),
+            Cow::Owned(bytes) => Bytes::from(bytes),
         };
         Self {
             envelope: envelope.clone(),

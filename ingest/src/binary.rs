@@ -6,7 +6,7 @@
 use crate::{budget::Share, error::Refusal, media};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use floodway_schemas::MAX_EVENT_BYTES;
+use floodway_schemas::{MAX_EVENT_BYTES, conform::declares_json};
 use http::{HeaderMap, HeaderValue};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -58,7 +58,7 @@ fn put_data(
     if body.len() > MAX_EVENT_BYTES {
         return Err(Refusal::BodyTooLarge { limit: MAX_EVENT_BYTES });
     }
-    if content_type.is_some_and(media::is_json) {
+    if content_type.is_some_and(declares_json) {
         // Nothing but one value: what follows one would become members of the event.
         let data: &RawValue = serde_json::from_slice(body)
             .map_err(|error| Refusal::Malformed(format!("the body is not valid JSON: {error}")))?;

@@ -33,6 +33,15 @@ impl EventInput<'_> {
     }
 }
 
+/// Whether a media type declares JSON: CloudEvents JSON format, section 3.1.1: `*/json` or `*/*+json`, parameters aside.
+pub fn declares_json(media_type: &str) -> bool {
+    let essence = media_type.split_once(';').map_or(media_type, |(essence, _)| essence).trim();
+    essence.split_once('/').is_some_and(|(_, subtype)| {
+        let suffix = subtype.rsplit_once('+').map_or(subtype, |(_, suffix)| suffix);
+        suffix.eq_ignore_ascii_case("json")
+    })
+}
+
 const CHARACTERS: &str = "without Unicode noncharacters";
 
 fn require(holds: bool, attribute: &str, expected: &'static str) -> Result<(), EventError> {
@@ -292,6 +301,16 @@ mod tests {
                 (Err(error), Some(part)) if error.to_string().contains(part) => {}
                 (verdict, _) => panic!("{section}: {json}: {verdict:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn json_is_told_by_the_subtype() {
+        for value in ["application/json", "TEXT/JSON; a=b", "application/problem+JSON", "a/b+c+json"] {
+            assert!(declares_json(value), "{value}");
+        }
+        for value in ["application/jsonx", "application/xml", "json", "a/json+xml", "", "a/\u{e9}json"] {
+            assert!(!declares_json(value), "{value}");
         }
     }
 

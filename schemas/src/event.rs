@@ -6,6 +6,7 @@
 
 use crate::{
     DecodeError, UnixMillis,
+    conform::declares_json,
     ids::{MAX_TEXT_ID_BYTES, TenantId, is_text_id},
 };
 use base64::{
@@ -368,11 +369,19 @@ impl<'a> Event<'a> {
         message_id(self.tenant, &self.source, &self.id)
     }
 
-    /// The body that a subscriber receives: the `data` bytes as sent, base64 data decoded, empty without data.
+    /// The body that a subscriber receives: the `data` bytes as sent, base64 data decoded, empty without data. A string that
+    /// `datacontenttype` declares to be something else than JSON is that something: CloudEvents JSON format, section 3.1.2.
     pub fn body(&self) -> Cow<'a, [u8]> {
         match &self.data {
             Data::None => Cow::Borrowed(&[]),
-            Data::Json(raw) => Cow::Borrowed(raw.get().as_bytes()),
+            Data::Json(raw) if self.datacontenttype.as_deref().is_none_or(declares_json) => {
+                Cow::Borrowed(raw.get().as_bytes())
+            }
+            Data::Json(raw) => match string("data", raw) {
+                Ok(Cow::Borrowed(text)) => Cow::Borrowed(text.as_bytes()),
+                Ok(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),
+                Err(_not_a_string) => Cow::Borrowed(raw.get().as_bytes()),
+            },
             // Checked when the event was read.
             Data::Base64(text) => Cow::Owned(STANDARD.decode(text.as_bytes()).unwrap_or_default()),
         }
@@ -583,6 +592,27 @@ mod tests {
         let data = "{ \"b\" :1.0e2,\n\"a\":\"\\u00e9\", \"a\":null }";
         let record = encoded(&format!("{{\"type\":\"t\",\"data\": {data} }}"));
         assert_eq!(&*Event::decode(record.as_bytes()).unwrap().body(), data.as_bytes());
+    }
+
+    /// CloudEvents JSON format, sections 3.1.2 and 3.2.
+    #[test]
+    fn text_of_a_declared_type_is_delivered_as_that_text() {
+        for (event, body) in [
+            (
+                r#"{"type":"t","datacontenttype":"application/xml","data":"<much wow=\"xml\"/>"}"#,
+                r#"<much wow="xml"/>"#,
+            ),
+            (r#"{"type":"t","datacontenttype":"text/plain; charset=utf-8","data":"plain"}"#, "plain"),
+            (r#"{"type":"t","datacontenttype":"text/plain","data":{"a":1}}"#, r#"{"a":1}"#),
+            (
+                r#"{"type":"t","datacontenttype":"Application/Problem+JSON","data":"a string"}"#,
+                r#""a string""#,
+            ),
+            (r#"{"type":"t","data":"I'm just a string"}"#, r#""I'm just a string""#),
+        ] {
+            let record = encoded(event);
+            assert_eq!(&*Event::decode(record.as_bytes()).unwrap().body(), body.as_bytes(), "{event}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod address;
 pub mod api_key;
 pub mod array;
 pub mod config;
-mod conform;
+pub mod conform;
 pub mod dead_letter;
 pub mod due;
 pub mod error;
