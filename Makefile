@@ -28,6 +28,12 @@ test: prerequisites lint ## Run every check and test that CI runs
 	$(WITH_STACK) cargo test --workspace --locked
 	$(MAKE) k8s-check
 
+.PHONY: outages
+outages: ## Run the long tests of outages, which `make test` leaves out (about five minutes)
+	scripts/stack up
+	cargo build --package floodway --locked
+	$(WITH_STACK) cargo test --package floodway-e2e --locked -- --ignored --nocapture
+
 .PHONY: lint
 lint: ## Check formatting and lints
 	cargo fmt --all --check

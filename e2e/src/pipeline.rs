@@ -211,7 +211,7 @@ impl Pipeline {
     }
 }
 
-async fn operate(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Result<()> {
+pub(crate) async fn operate(environment: &BTreeMap<String, String>, arguments: &[&str]) -> Result<()> {
     let output = command(environment)?.args(arguments).output().await?;
     if !output.status.success() {
         bail!(

@@ -97,9 +97,9 @@ impl Producer {
     /// Waits until at least `count` more events have been acknowledged.
     ///
     /// # Errors
-    /// When that takes longer than a minute.
+    /// When that takes longer than two minutes.
     pub async fn accepts_more(&self, count: usize) -> Result<()> {
-        let (target, end) = (self.accepted() + count, Instant::now() + Duration::from_secs(60));
+        let (target, end) = (self.accepted() + count, Instant::now() + Duration::from_secs(120));
         while self.accepted() < target {
             ensure!(Instant::now() < end, "only {} of {target} events were accepted", self.accepted());
             sleep(Duration::from_millis(10)).await;

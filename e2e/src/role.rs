@@ -10,6 +10,10 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{ExitStatus, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -45,12 +49,23 @@ pub fn binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// A loopback port that was free a moment ago.
+/// Ports that roles listen on: below those that the system takes for outgoing connections, so that none is taken between
+/// choosing it and listening, nor while a role is down; and below those of `scripts/stack`.
+const PORTS: std::ops::Range<u16> = 10_000..20_000;
+
+/// A loopback port that is free, and that this process does not give out again soon.
 ///
 /// # Errors
-/// When the system has none.
+/// When there is none.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+    for _ in PORTS {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port between {} and {} is free", PORTS.start, PORTS.end)
 }
 
 /// A command of the binary with only the given settings.
@@ -114,10 +129,11 @@ impl Role {
     pub async fn answers(&mut self, health: &str) -> Result<()> {
         let end = Instant::now() + DEADLINE;
         while self.health(health).await != Some(200) {
-            if let Some(status) = self.child.as_mut().context("not started")?.try_wait()? {
-                bail!("{} ended with {status}:\n{}", self.name, self.log_tail());
+            self.runs()?;
+            if Instant::now() >= end {
+                let report = self.report().await;
+                bail!("{} did not become {health}:\n{report}\n{}", self.name, self.log_tail());
             }
-            ensure!(Instant::now() < end, "{} did not become {health}:\n{}", self.name, self.log_tail());
             sleep(ASK_EVERY).await;
         }
         Ok(())
@@ -130,13 +146,51 @@ impl Role {
         Some(client.get(url).await.ok()?.status().as_u16())
     }
 
-    /// Value of a metric without labels; `None` without an answer or without the metric.
+    /// The detailed health report, as text; empty without an answer.
+    pub async fn report(&self) -> String {
+        self.get("/health/detailed").await.unwrap_or_default()
+    }
+
+    /// Waits until the detailed health report has all of `words`.
+    ///
+    /// # Errors
+    /// When it has not within [`DEADLINE`], or the process ended.
+    pub async fn reports(&mut self, words: &[&str]) -> Result<String> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let report = self.report().await;
+            if words.iter().all(|word| report.contains(word)) {
+                return Ok(report);
+            }
+            self.runs()?;
+            ensure!(Instant::now() < end, "{} does not report {words:?}: {report}", self.name);
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// The process's id.
+    ///
+    /// # Errors
+    /// When it ended.
+    pub fn runs(&mut self) -> Result<u32> {
+        let child = self.child.as_mut().context("not started")?;
+        if let Some(status) = child.try_wait()? {
+            bail!("{} ended with {status}:\n{}", self.name, self.log_tail());
+        }
+        child.id().context("ended already")
+    }
+
+    /// Value of a metric, by its name and labels; `None` without an answer or without the metric.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-        let url = format!("http://{}/metrics", self.admin).parse().ok()?;
-        let text = client.get(url).await.ok()?.into_body().collect().await.ok()?.to_bytes();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.get("/metrics").await?;
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let url = format!("http://{}{path}", self.admin).parse().ok()?;
+        let text = client.get(url).await.ok()?.into_body().collect().await.ok()?.to_bytes();
+        Some(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// SIGKILL: what a crash looks like.
@@ -163,10 +217,15 @@ impl Role {
             .map_err(Into::into)
     }
 
+    /// The process's log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The end of the process's log, for failures.
     pub fn log_tail(&self) -> String {
         const LINES: usize = 30;
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }

@@ -3,9 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use std::{
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
 };
 use tokio::process::Command;
+
+/// Stands in the place of PostgreSQL's URL where a stack is to run Kafka only.
+const NO_DATABASE: &str = "postgres://none@127.0.0.1:1/none";
 
 /// Addresses of Kafka and PostgreSQL, and the script that runs them.
 #[derive(Debug)]
@@ -16,6 +19,10 @@ pub struct Stack {
     pub database_url: String,
     /// The folder of a stack of our own; the shared one has none, so that no test breaks it.
     own: Option<PathBuf>,
+    /// Whether PostgreSQL is part of it.
+    with_database: bool,
+    /// What the stack's env file says.
+    env: String,
 }
 
 /// The repository's root.
@@ -37,6 +44,8 @@ impl Stack {
             brokers: variable("FLOODWAY_KAFKA_BROKERS")?,
             database_url: variable("FLOODWAY_DATABASE_URL")?,
             own: None,
+            with_database: true,
+            env: String::new(),
         })
     }
 
@@ -45,22 +54,54 @@ impl Stack {
     /// # Errors
     /// When the script does not bring them up.
     pub async fn own(name: &str) -> Result<Self> {
+        Self::start_own(name, true, &[]).await
+    }
+
+    /// Starts Kafka alone, in a fresh folder, with options of `scripts/stack up`. Stop it with [`Stack::remove`].
+    ///
+    /// # Errors
+    /// When the script does not bring it up.
+    pub async fn kafka(name: &str, options: &[&str]) -> Result<Self> {
+        Self::start_own(name, false, options).await
+    }
+
+    async fn start_own(name: &str, with_database: bool, options: &[&str]) -> Result<Self> {
         let folder = root().join(".stack").join(format!("{name}-{:08x}", rand::random::<u32>()));
-        let mut stack = Self { brokers: String::new(), database_url: String::new(), own: Some(folder) };
-        stack.script(&["up"]).await?;
-        let env = String::from_utf8(stack.script(&["env"]).await?.stdout)?;
-        let value = |name: &str| -> Result<String> {
-            let line = env
-                .lines()
-                .find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='));
-            Ok(line
-                .with_context(|| format!("{name} is not in the stack's env file"))?
-                .trim_matches('\'')
-                .to_owned())
+        let own = Some(folder);
+        let mut stack = Self {
+            brokers: String::new(),
+            database_url: String::new(),
+            own,
+            with_database,
+            env: String::new(),
         };
-        stack.brokers = value("FLOODWAY_KAFKA_BROKERS")?;
-        stack.database_url = value("FLOODWAY_DATABASE_URL")?;
+        stack.script(&[&["up"], options].concat()).await?;
+        stack.env = String::from_utf8(stack.script(&["env"]).await?.stdout)?;
+        stack.brokers = stack.value("FLOODWAY_KAFKA_BROKERS")?;
+        stack.database_url = stack.value("FLOODWAY_DATABASE_URL")?;
         Ok(stack)
+    }
+
+    /// A value of the stack's env file.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn value(&self, name: &str) -> Result<String> {
+        let line = self
+            .env
+            .lines()
+            .find_map(|line| line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('='));
+        let value = line.with_context(|| format!("{name} is not in the stack's env file"))?;
+        Ok(value.trim_matches('\'').to_owned())
+    }
+
+    /// Does something to servers of the test's own, such as `kill kafka-1`, `pause kafka` or `start kafka-1 kafka-2`.
+    ///
+    /// # Errors
+    /// When the stack is the shared one, or the script fails.
+    pub async fn fault(&self, command: &str) -> Result<()> {
+        ensure!(self.own.is_some(), "the shared servers must not be disturbed");
+        self.script(&command.split_whitespace().collect::<Vec<_>>()).await.map(drop)
     }
 
     /// Stops a server (`kafka` or `postgres`); its data stays.
@@ -94,25 +135,19 @@ impl Stack {
     ///
     /// # Errors
     /// When the script fails.
-    pub async fn remove(self) -> Result<()> {
-        if let Some(folder) = &self.own {
+    pub async fn remove(mut self) -> Result<()> {
+        if self.own.is_some() {
             self.script(&["reset"]).await?;
+        }
+        if let Some(folder) = self.own.take() {
             tokio::fs::remove_dir_all(folder).await?;
         }
         Ok(())
     }
 
     async fn script(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(root().join("scripts/stack"));
+        let mut command = Command::from(self.command());
         command.args(arguments);
-        if let Some(folder) = &self.own {
-            // Its servers are this folder's, whatever the environment names.
-            command.env("STACK_DIR", folder);
-            command
-                .env_remove("FLOODWAY_KAFKA_BROKERS")
-                .env_remove("FLOODWAY_DATABASE_URL")
-                .env_remove("STACK_ENV");
-        }
         let output = command.output().await?;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(
@@ -122,5 +157,27 @@ impl Stack {
             output.status
         );
         Ok(output)
+    }
+
+    fn command(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(root().join("scripts/stack"));
+        if let Some(folder) = &self.own {
+            // Its servers are this folder's, whatever the environment names.
+            command.env("STACK_DIR", folder);
+            command.env_remove("FLOODWAY_KAFKA_BROKERS").env_remove("FLOODWAY_DATABASE_URL");
+            if !self.with_database {
+                command.env("FLOODWAY_DATABASE_URL", NO_DATABASE).env_remove("STACK_DATABASE_URL");
+            }
+        }
+        command
+    }
+}
+
+/// A test that failed leaves the data and the logs of its servers, and not the servers.
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if self.own.is_some() {
+            let _ = self.command().arg("down").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
     }
 }

@@ -39,6 +39,6 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Receiver)
 say("listening", server.server_port)
 server.serve_forever()

@@ -1,8 +1,12 @@
 //! Floodway as a user runs it: processes on real servers, with faults.
 #![allow(missing_docs)]
+#![allow(clippy::print_stdout, reason = "what a fault did is shown with --nocapture")]
 
 mod delivery;
 mod groups;
+mod kafka_cluster;
+mod kafka_outage;
+mod kafka_security;
 mod kill;
 mod outage;
 mod shutdown;

@@ -70,6 +70,19 @@ async fn a_missing_or_wrong_setting_ends_with_78_and_one_line_that_names_it() ->
         let expected = "FLOODWAY_KAFKA__SASL_USERNAME): is required";
         table.push((command, "FLOODWAY_KAFKA__SECURITY_PROTOCOL", Some("sasl_plaintext"), expected));
     }
+    // Settings that contradict the others, which leave the connection plain.
+    for (variable, value, expected) in [
+        ("FLOODWAY_KAFKA__SECURITY_PROTOCOL", "tls", "FLOODWAY_KAFKA__SECURITY_PROTOCOL): must be one of"),
+        (
+            "FLOODWAY_KAFKA__SASL_PASSWORD",
+            "hunter2",
+            "FLOODWAY_KAFKA__SASL_PASSWORD): needs kafka.security_protocol",
+        ),
+        ("FLOODWAY_KAFKA__CERTIFICATE_FILE", "/a.pem", "FLOODWAY_KAFKA__CERTIFICATE_FILE): needs"),
+        ("FLOODWAY_KAFKA__KEY_PASSWORD", "hunter2", "FLOODWAY_KAFKA__KEY_PASSWORD): needs"),
+    ] {
+        table.push(("ingest", variable, Some(value), expected));
+    }
     for (command, variable, value, expected) in table {
         let mut environment = complete(&stack)?;
         match value {
