@@ -244,3 +244,50 @@ async fn one_address_takes_no_more_than_its_share_of_the_connections() {
     drop(kept);
     ingest.finish().await;
 }
+
+#[tokio::test]
+async fn requests_beyond_those_that_may_be_in_progress_are_refused_and_counted() {
+    let ingest = TestIngest::start(Settings { workers: 1, max_requests: 1, ..settings() }).await;
+    let mut holder = TcpStream::connect(ingest.address).await.unwrap();
+    let body = r#"{"type":"a"}"#;
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         expect: 100-continue\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        ingest.sender.key,
+        body.len()
+    );
+    holder.write_all(head.as_bytes()).await.unwrap();
+    // The interim answer shows that the request has begun.
+    let mut interim = [0; 25];
+    timeout(PATIENCE, holder.read_exact(&mut interim)).await.unwrap().unwrap();
+    let reply = ingest.post(body).await;
+    assert_eq!((reply.status, reply.header("retry-after"), reply.is_problem()), (503, Some("1"), true));
+    assert_eq!(reply.json()["detail"], "too many requests are in progress; nothing was written");
+
+    holder.write_all(body.as_bytes()).await.unwrap();
+    let answer = read_to_close(&mut holder).await;
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    assert_eq!(ingest.post(body).await.status, 202);
+    let metrics = floodway_runtime::tally::render();
+    let value = |name: &str| {
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.trim().parse::<f64>().unwrap()
+    };
+    // Other tests count in the same process.
+    for name in [
+        "floodway_ingest_requests_total{status=\"202\"}",
+        "floodway_ingest_requests_refused_total{reason=\"busy\"}",
+        "floodway_ingest_events_accepted_total",
+        "floodway_ingest_batch_events_sum",
+        "floodway_ingest_body_bytes_sum",
+        "floodway_ingest_request_seconds_count",
+        "floodway_ingest_ack_seconds_count",
+    ] {
+        assert!(value(name) >= 1.0, "{name}");
+    }
+    ingest.stored(2).await;
+    ingest.finish().await;
+}
