@@ -95,14 +95,13 @@ async fn stopped(stack: &Stack, front: &mut Front, client: &EventClient) -> Resu
 }
 
 async fn refuses_at_once_when_the_queue_is_full(front: &Front, client: &EventClient) -> Result<()> {
-    let waiting = events("fills", QUEUE_EVENTS + 100);
-    let waiting_client = client.clone();
+    const FULL: &str = "floodway_ingest_queue_full_total{queue=\"producer\"}";
+    let before = front.ingest.metric(FULL).await.unwrap_or(0.0);
+    let (waiting, sender) = (events("fills", QUEUE_EVENTS + 100), client.clone());
     let mut filling = JoinSet::new();
-    filling.spawn(async move { waiting_client.send(&waiting).await });
+    filling.spawn(async move { sender.send(&waiting).await });
     let end = Instant::now() + PATIENCE;
-    while front.ingest.metric("floodway_ingest_queue_full_total{queue=\"producer\"}").await.unwrap_or(0.0)
-        < 1.0
-    {
+    while front.ingest.metric(FULL).await.unwrap_or(0.0) <= before {
         ensure!(Instant::now() < end, "the queue did not fill");
         sleep(Duration::from_millis(10)).await;
     }
