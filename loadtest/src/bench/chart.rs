@@ -14,7 +14,7 @@ const BAR_GAP: f64 = 14.0;
 /// Room for the names of bars.
 const BAR_LEFT: f64 = 110.0;
 /// Room for the figures behind bars.
-const BAR_RIGHT: f64 = 150.0;
+const BAR_RIGHT: f64 = 170.0;
 
 /// Points joined by a line.
 #[derive(Debug, Clone)]

@@ -114,7 +114,7 @@ mod tests {
         assert_eq!((refused.needed, refused.available), (12 * GB + RESERVE_BYTES, 10 * GB));
         let text = refused.to_string();
         assert!(
-            text.contains("the endurance run needs 13.1 GiB") && text.contains("10000000000 bytes"),
+            text.contains("the endurance run needs 13.2 GiB") && text.contains("10000000000 bytes"),
             "{text}"
         );
         assert!(check("x", &[], RESERVE_BYTES - 1).is_err(), "the reserve is needed in any case");

@@ -33,7 +33,8 @@ pub fn page(report: &BenchReport) -> String {
     html += &table(&summary::main_table(report));
     html += &scenario_list(report);
     html += &paragraph("", &summary::generator_sentence(report));
-    for sentence in summary::reconciliation_sentences(report) {
+    let spikes = summary::spike_sentences(report);
+    for sentence in spikes.into_iter().chain(summary::reconciliation_sentences(report)) {
         html += &paragraph("", &sentence);
     }
     html += &cost(report);
@@ -139,11 +140,11 @@ fn bar_pair(scenario: &ScenarioResult) -> Option<BarPair> {
     let own = scenario.median()?.micros_per_event()?;
     let floors = scenario.floors?;
     let parts = vec![floors.http.micros_per_event()?, floors.producer.micros_per_event()?];
-    let ratio = scenario.ratio().map_or(String::new(), |ratio| format!(", {ratio:.2} times the floors"));
+    let ratio = scenario.ratio().map_or(String::new(), |ratio| format!(" = {ratio:.2} × floors"));
     Some(BarPair {
         name: scenario.name.clone(),
-        whole: (own, format!("{own:.1}{ratio}")),
-        parts: (parts.clone(), format!("{:.1} + {:.1}", parts[0], parts[1])),
+        whole: (own, format!("{own:.2}{ratio}")),
+        parts: (parts.clone(), format!("{:.2} + {:.2}", parts[0], parts[1])),
     })
 }
 

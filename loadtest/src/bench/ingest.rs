@@ -488,6 +488,7 @@ fn http_figures(run: &Run) -> Floor {
         events_per_second: run.events_per_second,
         usage: run.server,
         broker: None,
+        record_bytes: None,
         valid: run.is_valid(),
     }
 }
@@ -508,6 +509,7 @@ fn producer_figures(log: &Path, ended: Option<ChildError>) -> Result<Floor, Benc
         events_per_second: figures.acknowledged as f64 / figures.seconds.max(1e-6),
         usage: figures.usage,
         broker: figures.broker,
+        record_bytes: Some(figures.record_bytes),
         valid: figures.failed == 0,
     })
 }

@@ -22,6 +22,9 @@ pub fn page(report: &BenchReport, json: &str) -> String {
         report.scenarios.iter().map(|scenario| format!("`{}`: {}", scenario.name, scenario.title)).collect();
     text += &list(&titles);
     text += &format!("\n{}\n", summary::generator_sentence(report));
+    for sentence in summary::spike_sentences(report) {
+        text += &format!("\n{sentence}\n");
+    }
     text += "\n## What an event costs\n\nCPU time in µs per acknowledged event (ingest also per request), all threads.\n\n";
     text += &table(&summary::cost_table(report));
     text += "\n## Rates\n\n";

@@ -159,6 +159,7 @@ fn figures(
             })
             .collect(),
         warmup_seconds: plan.warmup.as_secs_f64(),
+        spike: spike(plan),
         server: usage(Subject::Server).unwrap_or_default(),
         broker: usage(Subject::Broker),
         generator: usage(Subject::Generator).unwrap_or_default(),
@@ -174,6 +175,13 @@ fn offered(plan: &LoadPlan) -> Option<f64> {
         Arrival::Closed | Arrival::Ramp { .. } => None,
         Arrival::Open { rate } | Arrival::Spike { rate, .. } => Some(rate),
     }
+}
+
+/// When a spike begins and ends, from the start of the run.
+fn spike(plan: &LoadPlan) -> Option<(f64, f64)> {
+    let Arrival::Spike { begins, lasts, .. } = plan.arrival else { return None };
+    let begins = plan.warmup + begins;
+    Some((begins.as_secs_f64(), (begins + lasts).as_secs_f64()))
 }
 
 fn quantiles(quantiles: Quantiles) -> Latency {

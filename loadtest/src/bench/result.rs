@@ -105,6 +105,8 @@ pub struct Run {
     pub series: Vec<SecondOf>,
     /// Seconds of the series that are the warm-up.
     pub warmup_seconds: f64,
+    /// Seconds of the series at which a spike began and ended, if there was one.
+    pub spike: Option<(f64, f64)>,
     /// What the server used.
     pub server: Usage,
     /// What Kafka used, if its processes are known.
@@ -196,6 +198,8 @@ pub struct Floor {
     pub usage: Usage,
     /// What Kafka used for it, if its processes are known.
     pub broker: Option<Usage>,
+    /// Bytes of one record with its key, before compression, if records were written.
+    pub record_bytes: Option<f64>,
     /// Whether the figures can be used.
     pub valid: bool,
 }
@@ -245,6 +249,34 @@ impl Run {
     pub fn is_valid(&self) -> bool {
         self.invalid_because.is_empty()
     }
+
+    /// What a spike did to latency, if there was one with whole seconds before and after it.
+    pub fn spike_effect(&self) -> Option<SpikeEffect> {
+        let (begins, ends) = self.spike?;
+        let p99 = |from: f64, until: f64| {
+            let within =
+                move |second: &&SecondOf| second.second as f64 >= from && (second.second + 1) as f64 <= until;
+            self.series.iter().filter(within).map(|second| second.p99)
+        };
+        let before = p99(self.warmup_seconds, begins).max()?;
+        let during = p99(begins, ends).max()?;
+        let end = self.warmup_seconds + self.seconds;
+        let after: Vec<u64> = p99(ends.ceil(), end).collect();
+        // Calm is when it is as before until the end, a factor of two allowed: one good second may be chance.
+        let unrest = after.iter().rposition(|&p99| p99 > 2 * before).map_or(0, |last| last + 1);
+        Some(SpikeEffect { before, during, calm_after: (unrest < after.len()).then_some(unrest) })
+    }
+}
+
+/// What a spike did to latency, by the 99th percentiles of single seconds, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpikeEffect {
+    /// The highest before it.
+    pub before: u64,
+    /// The highest during it.
+    pub during: u64,
+    /// Seconds after its end from which on none was more than twice the highest before it, if that came to be.
+    pub calm_after: Option<usize>,
 }
 
 impl Floor {
@@ -325,5 +357,58 @@ impl Reconciled {
             .filter(|(number, _)| *number > 0)
             .map(|(number, what)| format!("{number} {what}"))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with(p99: &[u64]) -> Run {
+        let second =
+            |(second, &p99): (usize, &u64)| SecondOf { second: second as u64, p99, ..SecondOf::default() };
+        let series = p99.iter().enumerate().map(second).collect();
+        Run { series, warmup_seconds: 1.0, seconds: 7.0, spike: Some((3.0, 5.0)), ..Run::default() }
+    }
+
+    #[test]
+    fn a_spikes_effect_is_how_high_latency_went_and_when_it_was_as_before() {
+        let effect = run_with(&[9_999, 100, 110, 500, 900, 300, 220, 120]).spike_effect().unwrap();
+        assert_eq!(effect, SpikeEffect { before: 110, during: 900, calm_after: Some(1) });
+        let unrest = run_with(&[9_999, 100, 110, 500, 900, 100, 100, 400]).spike_effect().unwrap();
+        assert_eq!(unrest.calm_after, None, "calm that did not last is none");
+        assert_eq!(Run::default().spike_effect(), None);
+    }
+
+    #[test]
+    fn the_median_run_is_the_one_in_the_middle_by_speed() {
+        let run = |events_per_second| Run { events_per_second, ..Run::default() };
+        let scenario = ScenarioResult {
+            name: String::new(),
+            title: String::new(),
+            events_per_request: 1,
+            connections: 1,
+            finding: Finding::Runs(vec![run(30.0), run(10.0), run(20.0)]),
+            floors: None,
+        };
+        assert_eq!(scenario.median().unwrap().events_per_second, 20.0);
+        assert_eq!(scenario.spread(), Some((10.0, 30.0)));
+        assert_eq!(scenario.ratio(), None);
+    }
+
+    #[test]
+    fn cost_is_cpu_time_over_what_was_acknowledged_in_the_same_seconds() {
+        let server = Usage { user_micros: 1_500.0, system_micros: 500.0, ..Usage::default() };
+        let run = Run {
+            seconds: 2.0,
+            events_per_second: 500.0,
+            requests_per_second: 5.0,
+            server,
+            ..Run::default()
+        };
+        assert_eq!(run.micros_per_event(), Some(2.0));
+        assert_eq!(run.micros_per_request(), Some(200.0));
+        assert_eq!(run.broker_micros_per_event(), None, "what is not known costs not nothing");
+        assert_eq!(Run::default().micros_per_event(), None);
     }
 }

@@ -183,6 +183,25 @@ pub fn knee_sentence(sweep: &Sweep) -> String {
     )
 }
 
+/// What spikes did, in sentences.
+pub fn spike_sentences(report: &BenchReport) -> Vec<String> {
+    let sentence = |scenario: &ScenarioResult| {
+        let effect = scenario.median()?.spike_effect()?;
+        let calm = match effect.calm_after {
+            Some(0) => "it was back from the end of the spike on".to_owned(),
+            Some(seconds) => format!("it was back {seconds} s after the end of the spike"),
+            None => "it was not back when the run ended".to_owned(),
+        };
+        Some(format!(
+            "{}: the p99 of a second was at most {} before the spike and {} in it; {calm}.",
+            scenario.name,
+            time(effect.before),
+            time(effect.during),
+        ))
+    };
+    report.scenarios.iter().filter_map(sentence).collect()
+}
+
 /// What was found on the topics, in sentences.
 pub fn reconciliation_sentences(report: &BenchReport) -> Vec<String> {
     let mut sentences = Vec::new();
@@ -219,9 +238,10 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
          acknowledgement waits for one broker's page cache and not for a disk or another machine."
             .to_owned(),
         format!(
-            "Every event has {} bytes of data: {}. {} different partition keys, one tenant.",
+            "Every event has {} bytes of data: {}.{} {} different partition keys, one tenant.",
             report.data_bytes,
             report.entropy,
+            record_sentence(report),
             count(report.keys)
         ),
         "The floors lack what makes a service: the HTTP floor parses nothing and checks no key, and the producer floor's \
@@ -236,6 +256,15 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
     }));
     limits.extend(invalid_sentences(report));
     limits
+}
+
+/// How large a record is in Kafka, if a floor has looked at some.
+fn record_sentence(report: &BenchReport) -> String {
+    let sizes = report.scenarios.iter().filter_map(|scenario| scenario.floors?.producer.record_bytes);
+    let size = sizes.reduce(f64::max);
+    size.map_or(String::new(), |size| {
+        format!(" A record of it has {size:.0} bytes before compression, key included.")
+    })
 }
 
 /// Which figures cannot be used, and why: among others because the generator was the limit.
@@ -305,7 +334,11 @@ pub fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
         );
         facts.push(("write and sync of 4 KiB", text));
     }
-    facts.push(("generator", format!("{} threads", report.generator_threads)));
+    let threads = match report.generator_threads {
+        1 => "1 thread".to_owned(),
+        number => format!("{number} threads"),
+    };
+    facts.push(("generator", threads));
     let settings =
         if software.settings.is_empty() { "defaults".to_owned() } else { software.settings.join(", ") };
     facts.push(("settings of ingest", settings));
@@ -320,7 +353,7 @@ pub fn terminal(report: &BenchReport) -> String {
     if let Some(sweep) = sweep_of(report) {
         text += &format!("latency versus load\n{}{}\n\n", as_text(&sweep_table(sweep)), knee_sentence(sweep));
     }
-    for sentence in reconciliation_sentences(report) {
+    for sentence in spike_sentences(report).into_iter().chain(reconciliation_sentences(report)) {
         text += &format!("{sentence}\n");
     }
     text += &format!("{}\n", generator_sentence(report));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in tests a panic is the report")]
 
+mod bench;
 mod demo;
 mod fake_floodway;
 mod http;

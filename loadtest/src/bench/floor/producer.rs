@@ -16,6 +16,7 @@ use rdkafka::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -81,7 +82,7 @@ impl ProducerFloor {
     /// # Errors
     /// When Kafka does not answer.
     pub fn run(&self, stop: &CancellationToken) -> Result<ProducerFigures, BenchError> {
-        let samples = Topics::new(&self.brokers)?.sample(&self.sample, SAMPLES)?;
+        let samples = mixed(Topics::new(&self.brokers)?.sample(&self.sample, SAMPLES)?);
         let (acknowledged, answers) = mpsc::sync_channel(self.requests.max(1));
         let reports = Reports::default();
         let counts = Arc::clone(&reports.counts);
@@ -114,6 +115,21 @@ impl ProducerFloor {
         producer.flush(FLUSH)?;
         Ok(figures(&recording, &samples, from, until, &counts))
     }
+}
+
+/// Records of all partitions in turn, as the events of a request are; they were read partition by partition.
+fn mixed(samples: Vec<Sample>) -> Vec<Sample> {
+    let mut seen: HashMap<i32, usize> = HashMap::new();
+    let mut places: Vec<(usize, Sample)> = samples
+        .into_iter()
+        .map(|sample| {
+            let place = seen.entry(sample.partition).or_default();
+            *place += 1;
+            (*place, sample)
+        })
+        .collect();
+    places.sort_by_key(|(place, sample)| (*place, sample.partition));
+    places.into_iter().map(|(_, sample)| sample).collect()
 }
 
 fn figures(
@@ -168,12 +184,12 @@ impl Loop<'_> {
         for _ in 0..events {
             let sample = &self.samples[self.next % self.samples.len()];
             self.next = self.next.wrapping_add(1);
-            self.send(sample, Box::new(Arc::clone(&request)))?;
+            self.send(sample, Arc::clone(&request))?;
         }
         Ok(())
     }
 
-    fn send(&self, sample: &Sample, request: Box<Arc<Pending>>) -> Result<(), BenchError> {
+    fn send(&self, sample: &Sample, request: Arc<Pending>) -> Result<(), BenchError> {
         let headers = sample
             .headers
             .iter()
@@ -218,14 +234,32 @@ struct Reports {
 impl ClientContext for Reports {}
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Arc<Pending>>;
+    type DeliveryOpaque = Arc<Pending>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, request: Box<Arc<Pending>>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, request: Arc<Pending>) {
         let count = if result.is_ok() { &self.counts.acknowledged } else { &self.counts.failed };
         count.fetch_add(1, Relaxed);
         if request.left.fetch_sub(1, Relaxed) == 1 {
             // There is room for every request; without a reader the run is over.
             let _ = request.acknowledged.try_send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_take_turns_between_partitions() {
+        let sample = |partition, value: u8| Sample {
+            partition,
+            key: Vec::new(),
+            value: vec![value],
+            headers: Vec::new(),
+        };
+        let samples = vec![sample(1, 1), sample(1, 2), sample(1, 3), sample(0, 4), sample(0, 5)];
+        let order: Vec<(i32, u8)> = mixed(samples).iter().map(|s| (s.partition, s.value[0])).collect();
+        assert_eq!(order, [(0, 4), (1, 1), (0, 5), (1, 2), (1, 3)]);
     }
 }
