@@ -2,7 +2,8 @@
 #![allow(
     missing_docs,
     clippy::disallowed_macros,
-    reason = "a benchmark's entry point; it compares the recorders"
+    clippy::unwrap_used,
+    reason = "a benchmark: it compares the recorders, and a panic is its report"
 )]
 
 use criterion::{Criterion, criterion_group, criterion_main};
