@@ -14,7 +14,10 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Longest wait for the brokers to say where a partition ends.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(30);
@@ -97,9 +100,24 @@ pub fn topic_ends(topic: &KafkaTopic) -> Result<TopicEnds, LoadError> {
     if partitions == 0 {
         return Err(LoadError::Incomplete(format!("there is no topic {:?}", topic.topic)));
     }
-    let end =
-        |partition| consumer.fetch_watermarks(&topic.topic, partition, METADATA_TIMEOUT).map(|ends| ends.1);
+    let end = |partition| watermarks(&consumer, &topic.topic, partition).map(|(_, end)| end);
     Ok(TopicEnds((0..partitions as i32).map(end).collect::<Result<_, _>>()?))
+}
+
+/// Where a partition begins and ends; asked again while its leader changes, as it does right after the topic was made.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+    let began = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(topic, partition, METADATA_TIMEOUT) {
+            Err(error) if is_electing(&error) && began.elapsed() < METADATA_TIMEOUT => thread::sleep(POLL),
+            result => return result,
+        }
+    }
+}
+
+fn is_electing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{LeaderNotAvailable, NotLeaderForPartition};
+    matches!(error.rdkafka_error_code(), Some(LeaderNotAvailable | NotLeaderForPartition))
 }
 
 /// Reads what a run left on the topic, from the ends noted before it to the present ends. Blocks: call it on a thread
@@ -180,7 +198,7 @@ fn read(
     let mut assignment = TopicPartitionList::new();
     for (partition, (&from, &to)) in from.0.iter().zip(&to.0).enumerate() {
         if from < to {
-            let (low, _) = consumer.fetch_watermarks(topic, partition as i32, METADATA_TIMEOUT)?;
+            let (low, _) = watermarks(consumer, topic, partition as i32)?;
             if low > from {
                 return Err(LoadError::Incomplete(format!("records of partition {partition} were deleted")));
             }

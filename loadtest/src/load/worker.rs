@@ -158,6 +158,9 @@ impl Shared {
     fn report_backlog(&self, arrivals: &Arrivals) {
         let now = (arrivals.waiting() as u64, arrivals.dropped());
         let before = self.reported.replace(now);
+        if now == before {
+            return;
+        }
         // Wraps around and back: the sum over all threads is never negative.
         self.progress.backlog.fetch_add(now.0.wrapping_sub(before.0), Relaxed);
         self.progress.dropped.fetch_add(now.1 - before.1, Relaxed);
@@ -218,7 +221,7 @@ impl Worker {
                 return shared.poll_seat(seat);
             }
             is_seated = true;
-            let next = shared.arrivals.borrow_mut().take(now);
+            let next = shared.take(now);
             match next {
                 Next::Due(due) => Poll::Ready(Some(due)),
                 Next::Over => Poll::Ready(None),
@@ -298,6 +301,14 @@ impl Shared {
     /// Notes how to wake a connection's task, which has the same waker all its life.
     fn enter(&self, seat: usize, context: &Context<'_>) {
         self.free.borrow_mut().seats[seat].waker = Some(context.waker().clone());
+    }
+
+    /// The next request for a connection that is free.
+    fn take(&self, now: Duration) -> Next {
+        let mut arrivals = self.arrivals.borrow_mut();
+        let next = arrivals.take(now);
+        self.report_backlog(&arrivals);
+        next
     }
 
     /// Makes a connection wait for a request.
