@@ -118,7 +118,7 @@ impl Server {
         };
         let offering = Instant::now();
         let mut publication = self.publisher.begin(events.len())?;
-        let entries = batch::publish(&events, origin, &mut publication);
+        let entries = batch::publish(&events, origin, &mut publication).await;
         let (completion, deadline) = publication.finish();
         let offered = Instant::now();
         self.metrics.enqueue_seconds.record(offered - offering);

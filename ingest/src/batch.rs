@@ -14,8 +14,11 @@ use std::{
     borrow::Cow,
     collections::{HashMap, hash_map},
 };
+use tokio::task::yield_now;
 use uuid::Uuid;
 
+/// Events that a request offers in one go: less than a millisecond's work, for which the worker's other requests wait.
+const EVENTS_PER_TURN: usize = 256;
 /// Room for a usual key: a tenant's id and a short name.
 const KEY_BYTES: usize = 128;
 /// Room for what is usually added to an event: tenant, time, id, source, trace context.
@@ -67,8 +70,8 @@ pub(crate) enum EventId<'a> {
     Made(Uuid),
 }
 
-/// Offers every event to the producer, in input order.
-pub(crate) fn publish<'a>(
+/// Offers every event to the producer, in input order. Lets the worker's other requests go on in between.
+pub(crate) async fn publish<'a>(
     events: &Events<'a>,
     origin: Origin<'a>,
     publication: &mut Publication<'_>,
@@ -81,7 +84,14 @@ pub(crate) fn publish<'a>(
         rules: events.rules(),
         record: Record::for_event(events.iter().next().map_or(0, <[u8]>::len)),
     };
-    events.iter().enumerate().map(|(index, json)| batch.publish(index, json)).collect()
+    let mut entries = Vec::with_capacity(events.len());
+    for (index, json) in events.iter().enumerate() {
+        if index > 0 && index % EVENTS_PER_TURN == 0 {
+            yield_now().await;
+        }
+        entries.push(batch.publish(index, json));
+    }
+    entries
 }
 
 struct Batch<'a, 'b, 'p> {
@@ -185,5 +195,45 @@ impl Record {
 
     fn fits(&self) -> bool {
         self.value.len() <= MAX_EVENT_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Settings, media::Format, metrics::Metrics, parse, publish::Publisher};
+    use floodway_runtime::kafka::KafkaSettings;
+    use std::{
+        pin::pin,
+        sync::Arc,
+        task::{Context, Poll, Waker},
+    };
+
+    #[tokio::test]
+    async fn a_large_batch_gives_way_to_other_requests_of_its_worker() {
+        let kafka = KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..KafkaSettings::default() };
+        let publisher =
+            Publisher::new(&kafka, &Settings::default(), Some(4), Arc::new(Metrics::new())).unwrap();
+        let count = 4 * EVENTS_PER_TURN;
+        let body = format!("[{}]", vec![r#"{"type":"a"}"#; count].join(","));
+        let events = parse::split(body.as_bytes(), Format::Json, count).unwrap();
+        let origin = Origin {
+            tenant: TenantId(Uuid::nil()),
+            source: "key",
+            traceparent: None,
+            received_at: UnixMillis(0),
+            ids: RequestIds::new(UnixMillis(0), 0),
+        };
+        let mut publication = publisher.begin(count).unwrap();
+        let mut publishing = pin!(publish(&events, origin, &mut publication));
+        let mut gave_way = 0;
+        let mut context = Context::from_waker(Waker::noop());
+        let entries = loop {
+            match publishing.as_mut().poll(&mut context) {
+                Poll::Ready(entries) => break entries,
+                Poll::Pending => gave_way += 1,
+            }
+        };
+        assert_eq!((entries.len(), gave_way), (count, 3));
     }
 }

@@ -60,7 +60,7 @@ pub struct Settings {
     /// `FLOODWAY_INGEST__MAX_BATCH_EVENTS`: most events in one request; default 10,000.
     pub max_batch_events: usize,
     /// `FLOODWAY_INGEST__HEADER_TIMEOUT`: longest wait for the header of the next request, idle time between
-    /// requests included; default `30s`.
+    /// requests included; default `30s`. Checked now and then: it may take half as long again.
     #[serde(with = "humantime_serde")]
     pub header_timeout: Duration,
     /// `FLOODWAY_INGEST__BODY_TIMEOUT`: longest time for a request's body to arrive; default `30s`.

@@ -42,8 +42,10 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 const HTTP2_PENDING_RESETS: usize = 20;
 /// Streams that the server itself had to reset for a client's errors; more of them end the connection.
 const HTTP2_ERROR_RESETS: usize = 256;
-/// Looks at a connection, half a header timeout apart, that found it idle in a row before it is closed.
+/// Looks at a connection in a row, half the patience apart, that find it idle before it counts as such.
 const IDLE_LOOKS: u32 = 2;
+/// For how long a connection that is to end may still send an answer.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// HTTP/2 pings find peers that are gone without a word.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 
@@ -100,9 +102,10 @@ where
         return;
     }
     connection.as_mut().graceful_shutdown();
-    let mut unheard = pin!(unheard(server, &activity));
+    // What runs is finished and answered. Half a header, or a client that does not take its answer, is not waited for.
+    let mut ended = pin!(unheard(&activity, CLOSE_GRACE));
     let bell = Bell::new();
-    aside::either(connection, unheard.as_mut(), &bell).await;
+    aside::either(connection, ended.as_mut(), &bell).await;
 }
 
 /// Returns when the connection is to take no further requests: the server ends, or nothing was asked on it for too long.
@@ -110,13 +113,13 @@ where
 async fn watch(server: &Server, activity: Activity) {
     tokio::select! {
         () = shutdown_begins(server, activity.clone()) => {}
-        () = unheard(server, &activity) => {}
+        () = unheard(&activity, server.settings.header_timeout) => {}
     }
 }
 
-/// Returns once nothing has been asked for the header timeout, or up to half as long again.
-async fn unheard(server: &Server, activity: &Activity) {
-    let pause = server.settings.header_timeout / 2;
+/// Returns once nothing has been asked for `patience`, or up to half as long again.
+async fn unheard(activity: &Activity, patience: Duration) {
+    let pause = patience / 2;
     let mut looks = interval_at(Instant::now() + pause, pause);
     let (mut seen, mut idle_looks) = (0, 0);
     while idle_looks < IDLE_LOOKS {

@@ -212,7 +212,7 @@ fn retire(producer: Arc<EventProducer>) {
     if let Err(error) = producer.flush(RETIRE_FLUSH) {
         tracing::warn!(%error, "the replaced producer kept events without a report");
     }
-    // Requests hold it only while they enqueue, without waiting in between.
+    // Requests hold it only while they enqueue.
     while Arc::strong_count(&producer) > 1 {
         std::thread::sleep(RETIRE_WAIT);
     }
