@@ -245,6 +245,15 @@ impl Run {
         per(self.broker?, self.events_per_second * self.seconds)
     }
 
+    /// Share of the machine's CPU time that was used by other processes than server, Kafka and generator; Kafka counts
+    /// as another one if its processes are not known.
+    pub fn busy_with_others(&self, cores: usize) -> f64 {
+        let known = [Some(self.server), self.broker, Some(self.generator)];
+        let micros: f64 = known.iter().flatten().map(Usage::cpu_micros).sum();
+        let share = micros / (self.seconds * cores as f64 * 1e6).max(1.0);
+        (self.machine_busy - share).max(0.0)
+    }
+
     /// Whether the figures can be used.
     pub fn is_valid(&self) -> bool {
         self.invalid_because.is_empty()
@@ -409,6 +418,8 @@ mod tests {
         assert_eq!(run.micros_per_event(), Some(2.0));
         assert_eq!(run.micros_per_request(), Some(200.0));
         assert_eq!(run.broker_micros_per_event(), None, "what is not known costs not nothing");
+        let busy = Run { machine_busy: 0.25, ..run.clone() };
+        assert!((busy.busy_with_others(1) - 0.249).abs() < 1e-9 && run.busy_with_others(1) == 0.0);
         assert_eq!(Run::default().micros_per_event(), None);
     }
 }

@@ -16,6 +16,8 @@ pub struct Rows {
     pub rows: Vec<Vec<String>>,
 }
 
+/// Share of the machine's CPU time that PostgreSQL, the control plane and the system itself may take unmentioned.
+const TOLERATED_OTHERS: f64 = 0.1;
 /// For cells without a figure.
 const NONE: &str = "–";
 
@@ -124,6 +126,7 @@ pub fn rate_table(report: &BenchReport) -> Rows {
             count(floors.http.events_per_second as u64),
             count(floors.producer.events_per_second as u64),
             format!("{:.0} %", run.machine_busy * 100.0),
+            format!("{:.0} %", run.busy_with_others(report.machine.cores) * 100.0),
         ])
     };
     let header = vec![
@@ -135,6 +138,7 @@ pub fn rate_table(report: &BenchReport) -> Rows {
         "HTTP floor events/s",
         "producer floor events/s",
         "machine busy",
+        "with others",
     ];
     Rows { header, rows: report.scenarios.iter().filter_map(row).collect() }
 }
@@ -254,8 +258,41 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
         Finding::Failed(reason) => Some(format!("{}: failed: {reason}.", scenario.name)),
         Finding::Runs(_) | Finding::Sweep(_) => None,
     }));
+    limits.extend(others_sentence(report));
     limits.extend(invalid_sentences(report));
     limits
+}
+
+/// Whether something else was busy on the machine while it was measured, in a sentence. Without Kafka's processes nobody
+/// can tell.
+fn others_sentence(report: &BenchReport) -> Option<String> {
+    let runs = runs(report).into_iter().filter(|(_, run)| run.broker.is_some());
+    let shares = runs.map(|(name, run)| (run.busy_with_others(report.machine.cores), name));
+    let (share, name) = shares.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (share > TOLERATED_OTHERS).then(|| {
+        format!(
+            "Others than those measured, on this machine or on its host, took up to {:.0} % of its CPU time ({name}): its \
+             figures would be better without them.",
+            share * 100.0
+        )
+    })
+}
+
+/// Every run and every step of a sweep, with what it is called.
+fn runs(report: &BenchReport) -> Vec<(String, &Run)> {
+    let of =
+        |scenario: &'_ ScenarioResult, share: f64| format!("{} at {:.0} %", scenario.name, share * 100.0);
+    let mut all = Vec::new();
+    for scenario in &report.scenarios {
+        match &scenario.finding {
+            Finding::Runs(runs) => all.extend(runs.iter().map(|run| (scenario.name.clone(), run))),
+            Finding::Sweep(sweep) => {
+                all.extend(sweep.steps.iter().map(|step| (of(scenario, step.share), &step.run)));
+            }
+            Finding::NotSupported(_) | Finding::Failed(_) => {}
+        }
+    }
+    all
 }
 
 /// How large a record is in Kafka, if a floor has looked at some.
@@ -269,21 +306,10 @@ fn record_sentence(report: &BenchReport) -> String {
 
 /// Which figures cannot be used, and why: among others because the generator was the limit.
 fn invalid_sentences(report: &BenchReport) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for scenario in &report.scenarios {
-        let runs: Vec<(String, &Run)> = match &scenario.finding {
-            Finding::Runs(runs) => runs.iter().map(|run| (scenario.name.clone(), run)).collect(),
-            Finding::Sweep(sweep) => {
-                let of = |share: f64| format!("{} at {:.0} %", scenario.name, share * 100.0);
-                sweep.steps.iter().map(|step| (of(step.share), &step.run)).collect()
-            }
-            _ => Vec::new(),
-        };
-        for (name, run) in runs.iter().filter(|(_, run)| !run.is_valid()) {
-            sentences.push(format!("* {name} says less than it seems: {}.", run.invalid_because.join("; ")));
-        }
-    }
-    sentences
+    let invalid = runs(report).into_iter().filter(|(_, run)| !run.is_valid());
+    invalid
+        .map(|(name, run)| format!("* {name} says less than it seems: {}.", run.invalid_because.join("; ")))
+        .collect()
 }
 
 /// Whether the generator was the limit anywhere, in a sentence.
