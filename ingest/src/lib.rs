@@ -11,6 +11,8 @@ mod addresses;
 mod aside;
 mod authenticate;
 mod batch;
+#[doc(hidden)]
+pub mod benchmarks;
 mod binary;
 mod broker_times;
 mod budget;
