@@ -32,8 +32,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Least time between two looks at the schedule. Beyond 4,000 requests per second several are sent at each, up to so much
-/// after they were due, and that is part of their latency. Looking twice as often would cost a fifth of a CPU more at
-/// 20,000 requests per second, on a machine that the server needs too.
+/// after they were due, and that is part of their latency. Measured once each at 20,000 requests per second: 46 % of a CPU,
+/// and 52 % with looks every 100 µs. Most of both is waking up for answers.
 const TICK: Duration = Duration::from_micros(250);
 /// How long answers are waited for after the run was stopped from outside.
 const STOP_GRACE: Duration = Duration::from_secs(2);
