@@ -9,7 +9,10 @@ use super::{
     measure::{Measured, Observer, reconciled},
     process::{Subject, Watched},
     result::{BenchReport, FORMAT, Finding, Floor, Floors, Run, ScenarioResult, Step, Sweep},
-    scenario::{HALF, Profile, Question, SCENARIOS, SPIKE_BASE, SPIKE_FACTOR, SWEEP, Scenario, Timing},
+    scenario::{
+        ENDURANCE_SHARE, HALF, Profile, Question, SCENARIOS, SPIKE_BASE, SPIKE_FACTOR, SWEEP, Scenario,
+        Timing,
+    },
     sweep,
     topics::{Retention, Topics},
 };
@@ -174,7 +177,7 @@ impl IngestBench {
     /// Bytes of a stored event; compression works on whole batches, so the smaller ones take more.
     fn event_bytes(&self) -> u64 {
         let share = match self.entropy {
-            Entropy::Text => 0.3,
+            Entropy::Text => 0.2,
             Entropy::Random => 0.8,
         };
         disk::stored_event_bytes(DATA_BYTES, share)
@@ -341,7 +344,7 @@ impl Stage<'_, '_> {
 
     async fn endurance(&mut self, scenario: &Scenario) -> Result<Found, BenchError> {
         let time = self.timing.endurance;
-        let rate = HALF * self.saturation_of(scenario).await?;
+        let rate = ENDURANCE_SHARE * self.saturation_of(scenario).await?;
         let rate = self.rate_for_disk(rate, time)?;
         let plan = LoadPlan { ledger: true, ..self.plan(scenario, Arrival::Open { rate }, time) };
         let topic = KafkaTopic {

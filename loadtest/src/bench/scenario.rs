@@ -11,6 +11,8 @@ use std::time::Duration;
 pub enum Profile {
     /// A few minutes: each scenario once, for seconds.
     Quick,
+    /// About a quarter of an hour: three short runs of each scenario, ten minutes of endurance.
+    Standard,
     /// About forty minutes: several runs of each scenario, ten minutes of endurance.
     Full,
 }
@@ -45,6 +47,7 @@ impl Profile {
     pub fn name(self) -> &'static str {
         match self {
             Self::Quick => "quick",
+            Self::Standard => "standard",
             Self::Full => "full",
         }
     }
@@ -65,6 +68,9 @@ impl Profile {
                 encoding: seconds(5),
                 endurance: seconds(20),
             },
+            Self::Standard => {
+                Timing { runs: 3, latency: seconds(20), endurance: seconds(600), ..Self::Quick.timing() }
+            }
             Self::Full => Timing {
                 warmup: seconds(4),
                 saturation: seconds(15),
@@ -137,8 +143,10 @@ pub const SCENARIOS: [Scenario; 11] = {
     ]
 };
 
-/// Share of the saturation that the latency and endurance scenarios offer.
+/// Share of the saturation that the latency scenario offers.
 pub const HALF: f64 = 0.5;
+/// Share of the saturation that the endurance scenario offers: what can be kept up while the machine has other things to do.
+pub const ENDURANCE_SHARE: f64 = 0.6;
 /// What a spike multiplies the rate by.
 pub const SPIKE_FACTOR: f64 = 10.0;
 /// Share of the saturation before the spike: during it, what is offered is just what was the most.
