@@ -32,6 +32,7 @@ fn outcome<'a>(kind: OutcomeKind, event: Option<&'a RawValue>) -> Outcome<'a> {
         detail: None,
         duration_ms: Some(3),
         response: None,
+        exchange: None,
         record: false,
         event,
     }

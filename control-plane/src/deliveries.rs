@@ -8,7 +8,10 @@ use crate::{
     routes::Api,
 };
 use axum::{Json, extract::State};
-use floodway_schemas::ids::{SubscriptionId, TenantId, is_text_id};
+use floodway_schemas::{
+    exchange::{Exchange, Header, Timings},
+    ids::{SubscriptionId, TenantId, is_text_id},
+};
 use floodway_store::{
     deliveries::{self, CountFilter, Delivery, DeliveryFilter, SubscriptionCounts},
     page::{HistoryCursor, Page},
@@ -79,6 +82,63 @@ pub(crate) struct DeliveryView {
     next_at: Option<Timestamp>,
     /// Start of the response's body.
     response: Option<String>,
+    /// What went over the wire; null when no attempt was made, or it is not known.
+    exchange: Option<ExchangeView>,
+}
+
+/// What went over the wire in an attempt.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ExchangeView {
+    /// The address and port connected to; null without a connection.
+    address: Option<String>,
+    /// Whether the connection was there before, so that nothing was resolved or connected.
+    reused: bool,
+    /// How long the parts took.
+    timings: TimingsView,
+    /// What was sent; values that may be credentials, and the signature, are left out.
+    request_headers: Vec<HeaderView>,
+    /// What came back.
+    response_headers: Vec<HeaderView>,
+}
+
+/// How long the parts of an attempt took, microseconds; null: there was no such part, or it did not end.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TimingsView {
+    /// Resolving the host's name.
+    dns_us: Option<u32>,
+    /// The TCP connection.
+    connect_us: Option<u32>,
+    /// The TLS handshake.
+    tls_us: Option<u32>,
+    /// From the start of the attempt to the head of the response.
+    first_byte_us: Option<u32>,
+    /// The whole attempt, the body included.
+    total_us: Option<u32>,
+}
+
+/// A header.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct HeaderView {
+    /// Its name, in lower case.
+    name: String,
+    /// Its value, cut off at 256 bytes.
+    value: String,
+}
+
+impl From<Exchange> for ExchangeView {
+    fn from(exchange: Exchange) -> Self {
+        let Timings { dns_us, connect_us, tls_us, first_byte_us, total_us } = exchange.timings;
+        let view = |headers: Vec<Header>| {
+            headers.into_iter().map(|Header { name, value }| HeaderView { name, value }).collect()
+        };
+        Self {
+            address: exchange.address,
+            reused: exchange.reused,
+            timings: TimingsView { dns_us, connect_us, tls_us, first_byte_us, total_us },
+            request_headers: view(exchange.request_headers),
+            response_headers: view(exchange.response_headers),
+        }
+    }
 }
 
 impl From<Delivery> for DeliveryView {
@@ -97,6 +157,7 @@ impl From<Delivery> for DeliveryView {
             duration_ms: delivery.duration_ms,
             next_at: delivery.next_at.map(Timestamp),
             response: delivery.response,
+            exchange: delivery.exchange.map(ExchangeView::from),
         }
     }
 }

@@ -4,10 +4,13 @@ use crate::error::Refusal;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use floodway_schemas::{
     UnixMillis,
-    config::SigningSecret,
+    config::{
+        ED25519_PUBLIC_PREFIX, ED25519_SECRET_PREFIX, HMAC_SECRET_PREFIX, SignatureScheme, SigningSecret,
+    },
     ids::SubscriptionId,
     seal::{NONCE_BYTES, SealingKeys},
 };
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use secrecy::{ExposeSecret, SecretString};
 use std::time::Duration;
 
@@ -26,20 +29,39 @@ pub(crate) struct NewSecret {
 
 impl NewSecret {
     /// Makes a secret for a subscription from fresh random bytes.
-    pub(crate) fn make(sealing: &SealingKeys, subscription: SubscriptionId) -> Result<Self, Refusal> {
+    pub(crate) fn make(
+        sealing: &SealingKeys,
+        subscription: SubscriptionId,
+        scheme: SignatureScheme,
+    ) -> Result<Self, Refusal> {
         let random: [u8; SECRET_BYTES] = rand::random();
         let nonce: [u8; NONCE_BYTES] = rand::random();
-        let text = SecretString::from(format!("whsec_{}", STANDARD.encode(random)));
+        let (text, public_key) = match scheme {
+            SignatureScheme::V1 => (format!("{HMAC_SECRET_PREFIX}{}", STANDARD.encode(random)), None),
+            SignatureScheme::V1a => {
+                let pair = Ed25519KeyPair::from_seed_unchecked(&random).map_err(|error| {
+                    tracing::error!(%error, "a signing key could not be made");
+                    Refusal::Internal
+                })?;
+                let public = pair.public_key().as_ref();
+                let secret = STANDARD.encode([&random, public].concat());
+                let public_key = format!("{ED25519_PUBLIC_PREFIX}{}", STANDARD.encode(public));
+                (format!("{ED25519_SECRET_PREFIX}{secret}"), Some(public_key))
+            }
+        };
+        let text = SecretString::from(text);
         let sealed = sealing.seal(&text, &subscription.to_string(), nonce).map_err(|error| {
             tracing::error!(%error, "a signing secret could not be sealed");
             Refusal::Internal
         })?;
-        Ok(Self { text, sealed: SigningSecret { sealed, expires_at: None } })
+        Ok(Self { text, sealed: SigningSecret { sealed, public_key, expires_at: None } })
     }
 
-    /// The text to show, and the sealed form to store.
+    /// The text to show, which is what verifies, and the sealed form to store. An asymmetric secret is nobody's but Floodway's:
+    /// its public key verifies.
     pub(crate) fn into_parts(self) -> (String, SigningSecret) {
-        (self.text.expose_secret().to_owned(), self.sealed)
+        let shown = self.sealed.public_key.clone();
+        (shown.unwrap_or_else(|| self.text.expose_secret().to_owned()), self.sealed)
     }
 }
 
@@ -65,7 +87,11 @@ mod tests {
     use floodway_schemas::seal::Sealed;
 
     fn secret(name: &str, expires_at: Option<i64>) -> SigningSecret {
-        SigningSecret { sealed: Sealed(name.to_owned()), expires_at: expires_at.map(UnixMillis) }
+        SigningSecret {
+            sealed: Sealed(name.to_owned()),
+            public_key: None,
+            expires_at: expires_at.map(UnixMillis),
+        }
     }
 
     fn after(others: Vec<SigningSecret>, overlap_ms: u64) -> Vec<(String, Option<i64>)> {
@@ -96,5 +122,17 @@ mod tests {
         ];
         let names: Vec<String> = after(others, 500).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["new", "b", "c"]);
+    }
+
+    #[test]
+    fn an_asymmetric_secret_is_sealed_and_its_public_key_is_what_is_shown() {
+        let keys = SealingKeys::parse(&floodway_runtime::testing::SEALING_KEY.to_owned().into()).unwrap();
+        let id = SubscriptionId(uuid::Uuid::nil());
+        let (shown, sealed) = NewSecret::make(&keys, id, SignatureScheme::V1a).unwrap().into_parts();
+        assert_eq!(sealed.public_key.as_deref(), Some(shown.as_str()));
+        let text = keys.open(&sealed.sealed, &id.to_string()).unwrap();
+        let secret = STANDARD.decode(text.expose_secret().strip_prefix("whsk_").unwrap()).unwrap();
+        assert_eq!(STANDARD.encode(&secret[32..]), shown.strip_prefix("whpk_").unwrap());
+        assert!(Ed25519KeyPair::from_seed_and_public_key(&secret[..32], &secret[32..]).is_ok());
     }
 }

@@ -15,7 +15,10 @@ use crate::{
 use axum::{extract::State, http::StatusCode, response::Response};
 use floodway_runtime::clock;
 use floodway_schemas::{
-    config::SubscriptionState::{self, Active, Disabled, Paused},
+    config::{
+        SignatureScheme, SigningSecret,
+        SubscriptionState::{self, Active, Disabled, Paused},
+    },
     ids::{SubscriptionId, TenantId},
 };
 use floodway_store::subscriptions;
@@ -104,18 +107,21 @@ async fn lead_to(
 pub(crate) struct Rotation {
     /// Seconds that the replaced secret goes on signing beside the new one, 0 to 604,800; default 86,400.
     overlap_seconds: u64,
+    /// Scheme of the new secret: `v1` (HMAC-SHA256) or `v1a` (Ed25519); absent: that of the replaced one.
+    #[schema(value_type = Option<String>, example = "v1")]
+    signature: Option<SignatureScheme>,
 }
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self { overlap_seconds: DEFAULT_OVERLAP_SECONDS }
+        Self { overlap_seconds: DEFAULT_OVERLAP_SECONDS, signature: None }
     }
 }
 
 /// A new secret. The only time that it is shown.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct RotatedSecret {
-    /// Verifies deliveries from now on. It is stored sealed and cannot be shown again.
+    /// Verifies deliveries from now on. It is stored sealed and cannot be shown again; for `v1a` it is the public key.
     secret: String,
     /// When the replaced secret signs no more.
     #[schema(value_type = String, format = DateTime)]
@@ -139,10 +145,12 @@ pub(crate) async fn rotate_secret(
     if overlap > MAX_OVERLAP {
         return Err(Refusal::Invalid(format!("overlap_seconds must be at most {}", MAX_OVERLAP.as_secs())));
     }
-    let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
     let rotated = api.change(async |write| {
         let mut row = subscriptions::get(write.reader(), tenant, id).await?;
         let now = clock::now();
+        let current = row.record.secrets.first().map(SigningSecret::scheme).unwrap_or_default();
+        let scheme = rotation.signature.unwrap_or(current);
+        let (secret, sealed) = NewSecret::make(&api.sealing, id, scheme)?.into_parts();
         row.record.secrets = rotated(sealed, std::mem::take(&mut row.record.secrets), now, overlap);
         subscriptions::update(write, &mut row, now).await?;
         Ok(RotatedSecret {

@@ -13,7 +13,10 @@ use crate::{
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use floodway_runtime::clock;
 use floodway_schemas::{
-    config::{CONFIG_VERSION, Format, History, SigningSecret, Subscription, SubscriptionState},
+    config::{
+        CONFIG_VERSION, Format, History, SignatureScheme, SigningSecret, Subscription, SubscriptionState,
+    },
+    filter::Filter,
     ids::{SubscriptionId, TenantId},
     pattern::TypePattern,
     retry_policy::{InvalidPolicy, RetryPolicy},
@@ -64,6 +67,13 @@ pub(crate) struct NewSubscription {
     #[serde(default)]
     #[schema(value_type = Option<String>, example = "data")]
     format: Format,
+    /// Condition in CEL that an event must pass besides its type, at most 1,024 bytes: `event` has its attributes, `data` its data,
+    /// as in `data.total > 100 && event.source == '/shop'`.
+    filter: Option<String>,
+    /// How deliveries are signed: `v1` (the default), HMAC-SHA256 with a shared secret, or `v1a`, Ed25519.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, example = "v1")]
+    signature: SignatureScheme,
     /// Events recorded earlier are not delivered; default: now.
     #[schema(value_type = Option<String>, format = DateTime)]
     active_from: Option<Timestamp>,
@@ -97,6 +107,10 @@ pub(crate) struct SubscriptionChange {
     /// What the body looks like: `data` or `cloudevents`.
     #[schema(value_type = Option<String>)]
     format: Option<Format>,
+    /// Condition in CEL that an event must pass; null removes it.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    filter: Option<Option<String>>,
 }
 
 /// When failed deliveries are tried again. Absent fields take their defaults.
@@ -167,6 +181,11 @@ pub(crate) struct SubscriptionView {
     /// What the body looks like.
     #[schema(value_type = String, example = "data")]
     format: Format,
+    /// Condition in CEL that an event must pass; null: none.
+    filter: Option<String>,
+    /// How deliveries are signed: `v1` or `v1a`.
+    #[schema(value_type = String, example = "v1")]
+    signature: SignatureScheme,
     /// The signing secrets, newest first, without the secrets themselves.
     secrets: Vec<SecretView>,
     /// Grows with each change.
@@ -182,6 +201,8 @@ pub(crate) struct SubscriptionView {
 /// A signing secret, without the secret itself.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SecretView {
+    /// The public key that verifies `v1a` signatures, `whpk_…`; null for `v1`.
+    public_key: Option<String>,
     /// After this instant it signs no more; null for the current one.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
@@ -192,14 +213,17 @@ pub(crate) struct SecretView {
 pub(crate) struct CreatedSubscription {
     #[serde(flatten)]
     view: SubscriptionView,
-    /// Verifies deliveries. It is stored sealed and cannot be shown again.
+    /// Verifies deliveries. It is stored sealed and cannot be shown again; for `v1a` it is the public key.
     secret: String,
 }
 
 impl From<SubscriptionRow> for SubscriptionView {
     fn from(row: SubscriptionRow) -> Self {
         let SubscriptionRow { record, name, created_at, updated_at } = row;
-        let secret_view = |secret: SigningSecret| SecretView { expires_at: secret.expires_at.map(Timestamp) };
+        let secret_view = |secret: SigningSecret| SecretView {
+            public_key: secret.public_key,
+            expires_at: secret.expires_at.map(Timestamp),
+        };
         Self {
             id: record.id,
             tenant: record.tenant,
@@ -213,6 +237,8 @@ impl From<SubscriptionRow> for SubscriptionView {
             timeout_ms: record.timeout_ms,
             headers: record.headers,
             format: record.format,
+            filter: record.filter,
+            signature: record.secrets.first().map(SigningSecret::scheme).unwrap_or_default(),
             secrets: record.secrets.into_iter().map(secret_view).collect(),
             version: record.version,
             created_at: Timestamp(created_at),
@@ -235,7 +261,7 @@ pub(crate) async fn create_subscription(
     Body(new): Body<NewSubscription>,
 ) -> Result<Response, Refusal> {
     let id = SubscriptionId(Uuid::now_v7());
-    let (secret, sealed) = NewSecret::make(&api.sealing, id)?.into_parts();
+    let (secret, sealed) = NewSecret::make(&api.sealing, id, new.signature)?.into_parts();
     let row = new_row(&api, tenant, id, sealed, new)?;
     let created = api.change(async |write| {
         tenants::get(write.reader(), tenant).await?;
@@ -272,6 +298,7 @@ fn new_row(
         timeout_ms: checked_timeout(new.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS))?,
         headers: delivery_headers::check(new.headers).map_err(Refusal::Invalid)?,
         format: new.format,
+        filter: checked_filter(new.filter)?,
     };
     Ok(SubscriptionRow { record, name: new.name.map(|name| name.0), created_at: now, updated_at: now })
 }
@@ -354,6 +381,9 @@ fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Re
     if let Some(format) = wanted.format {
         record.format = format;
     }
+    if let Some(filter) = wanted.filter {
+        record.filter = checked_filter(filter)?;
+    }
     Ok(())
 }
 
@@ -384,6 +414,13 @@ fn checked_types(types: Vec<TypePattern>) -> Result<Vec<TypePattern>, Refusal> {
 
 fn checked_retry(retry: Option<Retry>) -> Result<RetryPolicy, Refusal> {
     retry.unwrap_or_default().try_into().map_err(|error: InvalidPolicy| Refusal::Invalid(error.to_string()))
+}
+
+fn checked_filter(filter: Option<String>) -> Result<Option<String>, Refusal> {
+    if let Some(filter) = &filter {
+        Filter::compile(filter).map_err(|error| Refusal::Invalid(format!("filter: {error}")))?;
+    }
+    Ok(filter)
 }
 
 fn checked_timeout(timeout_ms: u32) -> Result<u32, Refusal> {

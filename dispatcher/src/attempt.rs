@@ -2,7 +2,7 @@
 
 use crate::{
     classify::{self, Reply},
-    connect::{ConnectError, EndpointClient},
+    connect::{ConnectError, Dial, DialError, EndpointClient},
     headers::PreparedEvent,
     subscriptions::Endpoint,
 };
@@ -10,11 +10,13 @@ use bytes::Bytes;
 use floodway_schemas::{
     UnixMillis,
     config::Format,
+    exchange::{self, Exchange, Timings},
     outcome::{ErrorClass, MAX_RESPONSE_BYTES},
 };
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use std::{
     error::Error as StdError,
     io,
@@ -38,33 +40,84 @@ pub(crate) struct Report {
     pub(crate) response: Option<String>,
     /// How long it took.
     pub(crate) duration: Duration,
+    /// What went over the wire: of failures, and of successes that are recorded.
+    pub(crate) exchange: Option<Box<Exchange>>,
 }
 
-/// Makes one attempt at `endpoint`, not longer than `timeout`.
+/// What is learned in the course of an attempt, also of one that is cut short.
+#[derive(Default)]
+struct Course {
+    status: Option<u16>,
+    first_byte: Option<Duration>,
+    response_headers: HeaderMap,
+    dial: Option<Dial>,
+}
+
+/// Makes one attempt at `endpoint`, not longer than `timeout`. `record` asks for the exchange also of a success.
 pub(crate) async fn attempt(
     client: &EndpointClient,
     endpoint: &Endpoint,
     event: &PreparedEvent,
+    record: bool,
     timeout: Duration,
     now: UnixMillis,
 ) -> Report {
     let started = Instant::now();
-    let mut status = None;
+    let mut course = Course::default();
     let (reply, detail, response) = match request(endpoint, event, now) {
         Err(failure) => (Reply::Failed { class: failure.class, status: None }, Some(failure.detail), None),
-        Ok(request) => match tokio::time::timeout(timeout, exchange(client, request, &mut status)).await {
+        Ok(request) => match tokio::time::timeout(timeout, send(client, request, started, &mut course)).await
+        {
             Ok(Ok(answer)) => {
                 let retry_after = answer.retry_after.and_then(|text| classify::retry_after(&text, now));
                 (Reply::Answered { status: answer.status, retry_after }, None, answer.body)
             }
-            Ok(Err(failure)) => (Reply::Failed { class: failure.class, status }, Some(failure.detail), None),
+            Ok(Err(failure)) => {
+                (Reply::Failed { class: failure.class, status: course.status }, Some(failure.detail), None)
+            }
             Err(_) => {
                 let detail = format!("no complete response within {} ms", timeout.as_millis());
-                (Reply::Failed { class: ErrorClass::Timeout, status }, Some(detail), None)
+                (Reply::Failed { class: ErrorClass::Timeout, status: course.status }, Some(detail), None)
             }
         },
     };
-    Report { reply, detail, response, duration: started.elapsed() }
+    let duration = started.elapsed();
+    let succeeded = matches!(reply, Reply::Answered { status: 200..=299, .. });
+    let exchange =
+        (record || !succeeded).then(|| Box::new(describe(&course, endpoint, event, started, duration, now)));
+    Report { reply, detail, response, duration, exchange }
+}
+
+/// The exchange of an attempt, for people.
+fn describe(
+    course: &Course,
+    endpoint: &Endpoint,
+    event: &PreparedEvent,
+    started: Instant,
+    total: Duration,
+    now: UnixMillis,
+) -> Exchange {
+    let microseconds = |duration: Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+    // A connection that was begun before this attempt is one that was there.
+    let reused = course.dial.as_ref().is_some_and(|dial| dial.began < started);
+    let dial = course.dial.as_ref().filter(|_| !reused);
+    let kept = |headers: &HeaderMap| {
+        exchange::headers(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))
+    };
+    Exchange {
+        address: course.dial.as_ref().and_then(|dial| dial.address).map(|address| address.to_string()),
+        reused,
+        timings: Timings {
+            dns_us: dial.and_then(|dial| dial.dns).map(microseconds),
+            connect_us: dial.and_then(|dial| dial.connect).map(microseconds),
+            tls_us: dial.and_then(|dial| dial.tls).map(microseconds),
+            first_byte_us: course.first_byte.map(microseconds),
+            total_us: Some(microseconds(total)),
+        },
+        // Put together again rather than kept: most attempts succeed. The signature is not shown anyway.
+        request_headers: kept(&request_headers(endpoint, event, now.0.div_euclid(1000), String::new())),
+        response_headers: kept(&course.response_headers),
+    }
 }
 
 /// Why an attempt failed.
@@ -95,9 +148,9 @@ fn request(
 ) -> Result<Request<Full<Bytes>>, Failure> {
     let unusable = || Failure::new(ErrorClass::Protocol, "the URL cannot be addressed over HTTP");
     let uri = endpoint.uri.clone().ok_or_else(unusable)?;
-    let (message, body) = match endpoint.subscription.format {
-        Format::Data => (event.headers.clone(), event.body.clone()),
-        Format::Cloudevents => (event.structured_headers(), event.envelope.clone()),
+    let body = match endpoint.subscription.format {
+        Format::Data => event.body.clone(),
+        Format::Cloudevents => event.envelope.clone(),
     };
     let timestamp = now.0.div_euclid(1000);
     let signature = endpoint.keys.sign(&event.message_id, timestamp, &body, now).ok_or_else(|| {
@@ -106,9 +159,24 @@ fn request(
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
-    let headers = request.headers_mut();
+    *request.headers_mut() = request_headers(endpoint, event, timestamp, signature);
+    Ok(request)
+}
+
+fn request_headers(
+    endpoint: &Endpoint,
+    event: &PreparedEvent,
+    timestamp: i64,
+    signature: String,
+) -> HeaderMap {
+    let message = match endpoint.subscription.format {
+        Format::Data => event.headers.clone(),
+        Format::Cloudevents => event.structured_headers(),
+    };
     // The subscription's own headers first, so that they replace none of ours.
-    *headers = endpoint.headers.clone();
+    let mut headers = HeaderMap::with_capacity(endpoint.headers.len() + message.len() + 4);
+    headers.extend(endpoint.headers.iter().cloned());
+    // Of a map, in which every name is followed by its values: they replace.
     headers.extend(message);
     headers.insert(header::USER_AGENT, USER_AGENT);
     let ours = [
@@ -122,22 +190,64 @@ fn request(
             headers.insert(name, value);
         }
     }
-    Ok(request)
+    headers
 }
 
-/// Sends the request and reads the response; `status` is set as soon as it is known.
-async fn exchange(
+/// Sends the request and reads the response; `course` has what is known so far at every point.
+async fn send(
     client: &EndpointClient,
-    request: Request<Full<Bytes>>,
-    status: &mut Option<u16>,
+    mut request: Request<Full<Bytes>>,
+    started: Instant,
+    course: &mut Course,
 ) -> Result<Answer, Failure> {
-    let response = client.request(request).await.map_err(|error| failure(&error, error.is_connect()))?;
-    *status = Some(response.status().as_u16());
+    let connection = capture_connection(&mut request);
+    let sent = {
+        // Noted also when this is cut short while it waits for the response.
+        let _noting = Noting { connection: &connection, dial: &mut course.dial };
+        client.request(request).await
+    };
+    let response = sent.map_err(|error| {
+        if course.dial.is_none() {
+            course.dial = failed_dial(&error);
+        }
+        failure(&error, error.is_connect())
+    })?;
+    let code = response.status().as_u16();
+    course.status = Some(code);
+    course.first_byte = Some(started.elapsed());
+    course.response_headers = response.headers().clone();
     let retry_after =
         response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let code = response.status().as_u16();
     let body = read(response).await.map_err(|error| failure(&error, false))?;
     Ok(Answer { status: code, retry_after, body })
+}
+
+/// Notes the connection of a request when dropped.
+struct Noting<'c> {
+    connection: &'c CaptureConnection,
+    dial: &'c mut Option<Dial>,
+}
+
+impl Drop for Noting<'_> {
+    fn drop(&mut self) {
+        let mut extras = Extensions::new();
+        if let Some(connected) = self.connection.connection_metadata().as_ref() {
+            connected.get_extras(&mut extras);
+        }
+        *self.dial = extras.remove::<Dial>();
+    }
+}
+
+/// How far a connection came that was not made.
+fn failed_dial(error: &(dyn StdError + 'static)) -> Option<Dial> {
+    let mut cause = Some(error);
+    while let Some(current) = cause {
+        if let Some(failed) = current.downcast_ref::<DialError>() {
+            return Some(failed.dial.clone());
+        }
+        cause = current.source();
+    }
+    None
 }
 
 /// The start of the body as text, `None` if it is empty. Reads no more than [`MAX_READ_BYTES`]: the rest is cut off with its connection.

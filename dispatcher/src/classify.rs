@@ -108,10 +108,35 @@ fn failed(error: ErrorClass, asked: Option<Duration>, situation: &Situation<'_>)
     Decision { kind: OutcomeKind::Retry, not_before: Some(next), reason: None, error: Some(error) }
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`; the two obsolete forms are not read.
-const HTTP_DATE: &[FormatItem<'_>] = format_description!(
-    "[weekday repr:short], [day padding:zero] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, without the day of the week, which says nothing more.
+const DATE: &[FormatItem<'_>] =
+    format_description!("[day padding:zero] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+/// `Sun Nov  6 08:49:37 1994`, the form of C's `asctime`.
+const ASCTIME_DATE: &[FormatItem<'_>] = format_description!(
+    "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
 );
+/// `06-Nov-94 08:49:37 GMT` of RFC 850, with the century put in.
+const RFC_850_DATE: &[FormatItem<'_>] =
+    format_description!("[day padding:zero]-[month repr:short]-[year] [hour]:[minute]:[second] GMT");
+
+/// A date in one of the three forms that RFC 9110 asks recipients to read.
+fn http_date(text: &str, now: UnixMillis) -> Option<UnixMillis> {
+    let parse =
+        |text: &str, format| PrimitiveDateTime::parse(text, format).ok().map(|date| date.assume_utc());
+    let at = match text.split_once(", ") {
+        None => parse(text, ASCTIME_DATE)?,
+        Some((_, date)) if date.as_bytes().get(2) == Some(&b'-') => {
+            let (day_month, rest) = date.split_at_checked(7)?;
+            let full = |century: i32| parse(&format!("{day_month}{century:02}{rest}"), RFC_850_DATE);
+            // Two digits are of the latest year that is not more than fifty years ahead.
+            let this_year = OffsetDateTime::from_unix_timestamp(now.0.div_euclid(1000)).ok()?.year();
+            let latest = (this_year + 50) / 100;
+            [latest, latest - 1].into_iter().filter_map(full).find(|date| date.year() <= this_year + 50)?
+        }
+        Some((_, date)) => parse(date, DATE)?,
+    };
+    Some(UnixMillis::from_datetime(at))
+}
 
 /// The wait that a `Retry-After` header asks for: seconds, or a date. `None` when it is neither.
 pub(crate) fn retry_after(value: &str, now: UnixMillis) -> Option<Duration> {
@@ -119,8 +144,11 @@ pub(crate) fn retry_after(value: &str, now: UnixMillis) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let at: OffsetDateTime = PrimitiveDateTime::parse(value, HTTP_DATE).ok()?.assume_utc();
-    Some(UnixMillis::from_datetime(at).since(now))
+    // More digits than a number has: longer than anything.
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::MAX);
+    }
+    http_date(value, now).map(|at| at.since(now))
 }
 
 #[cfg(test)]
@@ -158,6 +186,14 @@ mod tests {
             (answered(200, None), 1, 0, K::Delivered, None, None, None),
             (answered(204, None), 3, 999, K::Delivered, None, None, None),
             (answered(299, Some(5)), 1, 0, K::Delivered, None, None, None),
+            // Nothing but 2xx is a success; what is informational or made up is none.
+            (answered(101, None), 1, 0, K::Retry, Some(10), None, Some(E::Status)),
+            (answered(199, None), 1, 0, K::Retry, Some(10), None, Some(E::Status)),
+            (answered(300, None), 1, 0, K::Retry, Some(10), None, Some(E::Redirect)),
+            (answered(399, None), 1, 0, K::Retry, Some(10), None, Some(E::Redirect)),
+            (answered(600, None), 1, 0, K::Retry, Some(10), None, Some(E::Status)),
+            (answered(999, None), 1, 0, K::Retry, Some(10), None, Some(E::Status)),
+            (answered(410, None), 3, 999, K::Disable, None, Some(DeadReason::EndpointGone), Some(E::Status)),
             (answered(410, None), 1, 0, K::Disable, None, Some(DeadReason::EndpointGone), Some(E::Status)),
             (answered(302, None), 1, 0, K::Retry, Some(10), None, Some(E::Redirect)),
             (answered(304, Some(30)), 1, 0, K::Retry, Some(10), None, Some(E::Redirect)),
@@ -176,6 +212,12 @@ mod tests {
             (answered(500, None), 1, 91, K::Dead, None, Some(DeadReason::Expired), Some(E::Status)),
             (answered(503, Some(60)), 1, 50, K::Dead, None, Some(DeadReason::Expired), Some(E::Status)),
             (failed(E::Timeout), 1, 0, K::Retry, Some(10), None, Some(E::Timeout)),
+            (failed(E::Connect), 1, 0, K::Retry, Some(10), None, Some(E::Connect)),
+            (failed(E::Tls), 1, 0, K::Retry, Some(10), None, Some(E::Tls)),
+            (failed(E::Dns), 1, 0, K::Retry, Some(10), None, Some(E::Dns)),
+            (failed(E::Refused), 1, 0, K::Retry, Some(10), None, Some(E::Refused)),
+            (failed(E::Reset), 1, 0, K::Retry, Some(10), None, Some(E::Reset)),
+            (failed(E::Protocol), 1, 0, K::Retry, Some(10), None, Some(E::Protocol)),
             (failed(E::ForbiddenAddress), 1, 0, K::Retry, Some(10), None, Some(E::ForbiddenAddress)),
             (failed(E::Secret), 3, 0, K::Dead, None, Some(DeadReason::AttemptsExhausted), Some(E::Secret)),
             // A response that began well and was cut off is not a success.
@@ -212,13 +254,25 @@ mod tests {
             (" 0 ", Some(0)),
             ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
+            ("Monday, 07-Nov-94 08:49:37 GMT", Some(86_400)),
+            // At most fifty years ahead, else a century earlier.
+            ("Monday, 07-Nov-44 08:49:37 GMT", Some(1_578_009_600)),
+            ("Monday, 06-Nov-45 08:49:37 GMT", Some(0)),
+            ("Sun Nov  6 08:50:37 1994", Some(60)),
+            ("Wed Nov 16 08:49:37 1994", Some(864_000)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:50:37 CET", None),
+            ("Sun, 31 Feb 1994 08:50:37 GMT", None),
+            ("Sunday, 06-Nov", None),
             ("-1", None),
             ("soon", None),
             ("", None),
             ("1.5", None),
         ];
         for (value, seconds) in table {
-            assert_eq!(retry_after(value, NOW), seconds.map(Duration::from_secs), "{value:?}");
+            let wait = retry_after(value, NOW).map(|wait| wait.as_secs());
+            assert_eq!(wait, seconds, "{value:?}");
         }
     }
 }

@@ -59,6 +59,13 @@ pub struct Settings {
     /// not dropped, for the subscription may be on its way; default `30s`.
     #[serde(with = "humantime_serde")]
     pub config_grace: Duration,
+    /// `FLOODWAY_DISPATCHER__REPEAT_WINDOW`: an event with the tenant, source and id of one recorded at most this long before is
+    /// taken for a repeat and not delivered; default `60s`. Zero delivers every record.
+    #[serde(with = "humantime_serde")]
+    pub repeat_window: Duration,
+    /// `FLOODWAY_DISPATCHER__REPEAT_IDS`: events of one partition that are remembered for that; default 65536 (about 100 bytes each).
+    /// With more in the window, the oldest are forgotten, and their repeats delivered.
+    pub repeat_ids: usize,
     /// `FLOODWAY_DISPATCHER__COMMIT_INTERVAL`: time between commits of a partition's progress; default `300ms`. A crash repeats
     /// what was settled since the last one.
     #[serde(with = "humantime_serde")]
@@ -88,6 +95,8 @@ impl Default for Settings {
             max_deferral: Duration::from_secs(30),
             max_retry_after: Duration::from_secs(3600),
             config_grace: Duration::from_secs(30),
+            repeat_window: Duration::from_secs(60),
+            repeat_ids: 65_536,
             commit_interval: Duration::from_millis(300),
             drain_timeout: Duration::from_secs(20),
         }

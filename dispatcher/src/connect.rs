@@ -5,9 +5,13 @@ use bytes::Bytes;
 use floodway_schemas::{address, outcome::ErrorClass};
 use http::Uri;
 use http_body_util::Full;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::Client,
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection},
+    },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use ipnet::IpNet;
@@ -16,9 +20,9 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
 
@@ -67,6 +71,103 @@ fn https(connector: GuardedConnector) -> Result<HttpsConnector<GuardedConnector>
     Ok(builder.wrap_connector(connector))
 }
 
+tokio::task_local! {
+    /// Where the connector below TLS notes what it did: the layer between hands nothing through.
+    static NOTES: Arc<Notes>;
+}
+
+/// What is known of a connection, as it comes to be known.
+#[derive(Debug, Default)]
+struct Notes {
+    dns: OnceLock<Duration>,
+    connect: OnceLock<Duration>,
+    address: OnceLock<SocketAddr>,
+}
+
+/// How a connection came to be, or how far it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Dial {
+    /// When connecting began.
+    pub(crate) began: Instant,
+    /// Resolving the name.
+    pub(crate) dns: Option<Duration>,
+    /// Connecting.
+    pub(crate) connect: Option<Duration>,
+    /// The TLS handshake.
+    pub(crate) tls: Option<Duration>,
+    /// The address that was connected to, or tried last.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+impl Dial {
+    fn new(began: Instant, notes: &Notes) -> Self {
+        let (dns, connect, address) = (notes.dns.get(), notes.connect.get(), notes.address.get());
+        Self { began, dns: dns.copied(), connect: connect.copied(), tls: None, address: address.copied() }
+    }
+}
+
+/// Why there is no connection, and how far it came.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub(crate) struct DialError {
+    /// How far it came.
+    pub(crate) dial: Dial,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+/// A connection that knows how it came to be.
+#[derive(Debug)]
+pub(crate) struct Dialed {
+    stream: MaybeHttpsStream<TokioIo<TcpStream>>,
+    dial: Dial,
+}
+
+impl Connection for Dialed {
+    fn connected(&self) -> Connected {
+        self.stream.connected().extra(self.dial.clone())
+    }
+}
+
+impl Read for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl Write for Dialed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+}
+
 /// Bounds connecting as a whole, the TLS handshake included.
 #[derive(Debug, Clone)]
 pub(crate) struct TimedConnector {
@@ -75,18 +176,33 @@ pub(crate) struct TimedConnector {
 }
 
 impl tower::Service<Uri> for TimedConnector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Response = Dialed;
+    type Error = DialError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.https.poll_ready(context)
+        let failed = |source| DialError { dial: Dial::new(Instant::now(), &Notes::default()), source };
+        self.https.poll_ready(context).map_err(failed)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let timeout = self.timeout;
-        let connecting = tokio::time::timeout(timeout, self.https.call(uri));
-        Box::pin(async move { connecting.await.map_err(|_| ConnectError::TimedOut(timeout))? })
+        let (began, notes) = (Instant::now(), Arc::<Notes>::default());
+        let connecting = NOTES.scope(Arc::clone(&notes), tokio::time::timeout(timeout, self.https.call(uri)));
+        Box::pin(async move {
+            let connected = connecting.await.unwrap_or_else(|_| Err(ConnectError::TimedOut(timeout).into()));
+            let mut dial = Dial::new(began, &notes);
+            match connected {
+                Ok(stream) => {
+                    if matches!(stream, MaybeHttpsStream::Https(_)) {
+                        let before = dial.dns.unwrap_or_default() + dial.connect.unwrap_or_default();
+                        dial.tls = Some(began.elapsed().saturating_sub(before));
+                    }
+                    Ok(Dialed { stream, dial })
+                }
+                Err(source) => Err(DialError { dial, source }),
+            }
+        })
     }
 }
 
@@ -133,13 +249,22 @@ impl ConnectError {
     }
 }
 
+/// Notes something, if anybody asked for notes.
+fn note(write: impl FnOnce(&Notes) -> bool) {
+    let _ = NOTES.try_with(|notes| write(notes));
+}
+
 impl GuardedConnector {
     async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, ConnectError> {
         let host = uri.host().ok_or(ConnectError::NoHost)?;
         let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(default_port);
         let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
+        let began = Instant::now();
         let addresses = self.resolver.resolve(host, port).await.map_err(ConnectError::Dns)?;
+        let resolved = Instant::now();
+        note(|notes| notes.dns.set(resolved - began).is_ok());
+        let mut last_tried = None;
         for &address in addresses.iter() {
             if address::refusal(address.ip(), &self.opened).is_some() {
                 // An error of an address that was tried says more than this one.
@@ -149,9 +274,20 @@ impl GuardedConnector {
                 continue;
             }
             match self.open(address).await {
-                Ok(stream) => return Ok(TokioIo::new(stream)),
-                Err(failed) => error = failed,
+                Ok(stream) => {
+                    note(|notes| {
+                        notes.connect.set(resolved.elapsed()).is_ok() && notes.address.set(address).is_ok()
+                    });
+                    return Ok(TokioIo::new(stream));
+                }
+                Err(failed) => {
+                    error = failed;
+                    last_tried = Some(address);
+                }
             }
+        }
+        if let Some(address) = last_tried {
+            note(|notes| notes.connect.set(resolved.elapsed()).is_ok() && notes.address.set(address).is_ok());
         }
         Err(error)
     }
@@ -205,7 +341,8 @@ mod tests {
         let mut timed = TimedConnector { https, timeout: Duration::from_millis(50) };
         let connecting = tokio::time::timeout(Duration::from_secs(30), tower::Service::call(&mut timed, uri));
         let error = connecting.await.unwrap().unwrap_err();
-        let class = error.downcast_ref::<ConnectError>().map(ConnectError::class);
+        assert!(error.dial.address.is_some() && error.dial.connect.is_some() && error.dial.tls.is_none());
+        let class = error.source.downcast_ref::<ConnectError>().map(ConnectError::class);
         assert_eq!(class, Some(ErrorClass::Connect), "{error}");
     }
 

@@ -159,7 +159,7 @@ impl Deliverer {
         let timeout = Duration::from_millis(endpoint.subscription.timeout_ms.into()).min(self.max_timeout);
         let report = {
             let _under_way = UnderWay::new(&self.metrics.in_flight);
-            attempt::attempt(&self.client, endpoint, &order.event, timeout, clock::now()).await
+            attempt::attempt(&self.client, endpoint, &order.event, order.record, timeout, clock::now()).await
         };
         self.metrics.attempt_seconds.record(report.duration);
         if order.attempt == 1 && matches!(order.cause, Cause::Event { .. }) {
@@ -201,6 +201,7 @@ fn settlement(decision: classify::Decision, report: Report) -> Settlement {
             detail: report.detail,
             duration_ms: Some(u32::try_from(report.duration.as_millis()).unwrap_or(u32::MAX)),
             response: report.response,
+            exchange: report.exchange,
         },
     }
 }

@@ -3,6 +3,7 @@
 use crate::{budget::Permit, headers::PreparedEvent, partition::Receipt, subscriptions::Endpoint};
 use floodway_schemas::{
     UnixMillis,
+    exchange::Exchange,
     ids::SubscriptionId,
     outcome::{Cause, DeadReason, ErrorClass, OutcomeKind},
 };
@@ -64,6 +65,8 @@ pub(crate) struct Verdict {
     pub(crate) duration_ms: Option<u32>,
     /// Start of the response body.
     pub(crate) response: Option<String>,
+    /// What went over the wire, if history is to know.
+    pub(crate) exchange: Option<Box<Exchange>>,
 }
 
 /// A kind of outcome with its verdict.
@@ -87,6 +90,13 @@ impl Settlement {
     /// Given up without an attempt.
     pub(crate) fn dead(reason: DeadReason) -> Self {
         Self { kind: OutcomeKind::Dead, verdict: Verdict { reason: Some(reason), ..Verdict::default() } }
+    }
+
+    /// Given up because the subscription's filter could not decide.
+    pub(crate) fn undecided(why: String) -> Self {
+        let mut settlement = Self::dead(DeadReason::FilterFailed);
+        settlement.verdict.detail = Some(why);
+        settlement
     }
 
     /// The subscription is gone.

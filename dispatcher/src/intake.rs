@@ -22,11 +22,15 @@ use crate::{
     life::{Life, Phase},
     metrics::IntakeMetrics,
     partition::Partition,
+    repeats::Repeats,
     route::{Record, Router},
     tracker::Progress,
 };
 use bytes::Bytes;
-use floodway_runtime::kafka::{KafkaSettings, REQUEST_TIMEOUT};
+use floodway_runtime::{
+    clock,
+    kafka::{KafkaSettings, REQUEST_TIMEOUT},
+};
 use floodway_schemas::{UnixMillis, ids::RunId, topic::Topic};
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
@@ -55,6 +59,9 @@ const COMMITTED_PATIENCE: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often a partition's bounds are asked for before it counts as made anew: a new leader may not know the end at once.
 const BOUNDS_ASKED: u32 = 6;
+/// How often a partition is asked for the offset of a time, each of them four times as long ago as the one before: from a minute to
+/// more than a month.
+const TIMES_ASKED: u32 = 10;
 /// Pause between two looks whether Kafka is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -74,6 +81,10 @@ pub(crate) struct Intake {
     pub(crate) health: Arc<KafkaHealth>,
     /// Most records that a partition's tracker holds.
     pub(crate) max_window: usize,
+    /// How long a repeated event is taken for a repeat.
+    pub(crate) repeat_window: Duration,
+    /// Most events of a partition that are remembered for that.
+    pub(crate) repeat_ids: usize,
     /// Time between commits.
     pub(crate) commit_interval: Duration,
 }
@@ -200,12 +211,18 @@ struct Start {
     progress: Progress,
     /// Nothing of ours was committed: the run is new.
     is_new: bool,
+    /// Where reading begins: before the progress, for repeats to be known of what was settled.
+    read_from: i64,
 }
 
 impl Start {
     /// The start of a new run.
     fn anew(partition: i32, progress: Progress) -> Self {
-        Self { partition, run: RunId(Uuid::new_v4()), progress, is_new: true }
+        Self::going_on(partition, RunId(Uuid::new_v4()), progress, true)
+    }
+
+    fn going_on(partition: i32, run: RunId, progress: Progress, is_new: bool) -> Self {
+        Self { partition, run, read_from: progress.watermark(), progress, is_new }
     }
 }
 
@@ -219,11 +236,7 @@ impl Owner {
         let mut list = TopicPartitionList::with_capacity(starts.len());
         let mut queues = Vec::with_capacity(starts.len());
         for start in &starts {
-            list.add_partition_offset(
-                &self.name,
-                start.partition,
-                Offset::Offset(start.progress.watermark()),
-            )?;
+            list.add_partition_offset(&self.name, start.partition, Offset::Offset(start.read_from))?;
             // Before the assignment: else the first records would go to the consumer's own queue.
             queues.push(this.split_partition_queue(&self.name, start.partition).ok_or_else(|| {
                 KafkaError::Subscription(format!("no queue for partition {}", start.partition))
@@ -239,8 +252,8 @@ impl Owner {
 
     /// Starts the thread that drains a partition.
     fn spawn(&self, start: Start, queue: PartitionQueue<Self>) -> KafkaResult<()> {
-        let Start { partition: id, run, progress, is_new } = start;
-        tracing::info!(topic = self.name, partition = id, offset = progress.watermark(), %run, is_new, "partition assigned");
+        let Start { partition: id, run, progress, is_new, read_from } = start;
+        tracing::info!(topic = self.name, partition = id, offset = progress.watermark(), read_from, %run, is_new, "partition assigned");
         let partition = Arc::new(Partition::new(id, run, progress, self.intake.max_window));
         let (draining, intake) = (Arc::clone(&partition), Arc::clone(&self.intake));
         let broken = Arc::clone(&self.broken);
@@ -335,14 +348,64 @@ impl Owner {
                             "records were deleted before they were consumed: going on with the first one that is left"
                         );
                     }
-                    Ok(match run {
-                        Some(run) => Start { partition, run, progress, is_new: false },
+                    let mut start = match run {
+                        Some(run) => Start::going_on(partition, run, progress, false),
                         None => Start::anew(partition, progress),
-                    })
+                    };
+                    start.read_from = self.repeats_from(consumer, partition, start.read_from, bounds)?;
+                    Ok(start)
                 }
             }
         };
         committed.elements().iter().map(start).collect()
+    }
+
+    /// Where to begin reading so that at `position` everything in the window of repeats is known.
+    fn repeats_from(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+        position: i64,
+        (begins, ends): (i64, i64),
+    ) -> KafkaResult<i64> {
+        let Intake { topic, repeat_window: window, repeat_ids, .. } = *self.intake;
+        // Further back nothing would be remembered.
+        let most = i64::try_from(repeat_ids).unwrap_or(i64::MAX);
+        let least = position.saturating_sub(most).max(begins);
+        if topic != Topic::Events || window.is_zero() || least >= position {
+            return Ok(position);
+        }
+        // Kafka tells the offset of a time, and not the time of an offset: the time of the position is looked for.
+        let now = clock::now();
+        let ago = |back: Duration| {
+            UnixMillis(now.0.saturating_sub(i64::try_from(back.as_millis()).unwrap_or(i64::MAX)))
+        };
+        let mut back = if position >= ends { Duration::ZERO } else { window };
+        for _ in 0..TIMES_ASKED {
+            if back.is_zero() || self.offset_at(consumer, partition, ago(back))?.unwrap_or(ends) <= position {
+                let from = self.offset_at(consumer, partition, ago(back + window))?.unwrap_or(ends);
+                return Ok(from.clamp(least, position));
+            }
+            back *= 4;
+        }
+        Ok(least)
+    }
+
+    /// The first offset of a partition that was recorded at `time` or later.
+    fn offset_at(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+        time: UnixMillis,
+    ) -> KafkaResult<Option<i64>> {
+        let mut times = TopicPartitionList::new();
+        times.add_partition_offset(&self.name, partition, Offset::Offset(time.0.max(0)))?;
+        let found = consumer.offsets_for_times(times, REQUEST_TIMEOUT)?;
+        let element = found.find_partition(&self.name, partition);
+        Ok(element.and_then(|element| match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }))
     }
 
     /// The first offset of a partition, and one more than its last. Asks again when that speaks against what was consumed.
@@ -491,6 +554,7 @@ impl ConsumerContext for Owner {
 
 /// The body of a partition's thread.
 fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Intake, broken: &AtomicBool) {
+    let mut repeats = Repeats::new(intake.repeat_window, intake.repeat_ids);
     while !partition.is_stopped() && intake.life.is_running() {
         if !intake.router.wait_for_room(intake.topic) || !partition.wait_for_room(WINDOW_WAIT) {
             continue;
@@ -504,7 +568,7 @@ fn drain(queue: &PartitionQueue<Owner>, partition: &Arc<Partition>, intake: &Int
                     timestamp: UnixMillis(message.timestamp().to_millis().unwrap_or(0)),
                     payload: Bytes::copy_from_slice(message.payload().unwrap_or_default()),
                 };
-                intake.router.accept(partition, &record);
+                intake.router.accept(partition, &record, &mut repeats);
             }
             Some(Err(error)) if is_fatal(&error) => {
                 tracing::error!(topic = intake.topic.base_name(), partition = partition.id(), %error, "a partition cannot be consumed");

@@ -18,6 +18,7 @@ mod connect;
 mod deliver;
 mod delivery;
 pub mod error;
+mod filters;
 mod headers;
 mod intake;
 mod kafka_health;
@@ -27,6 +28,7 @@ mod metrics;
 mod outcomes;
 mod partition;
 mod read_map;
+mod repeats;
 mod resolve;
 mod route;
 mod sign;
@@ -174,6 +176,8 @@ impl Dispatcher {
                 life: Arc::clone(&parts.life),
                 health: Arc::clone(&self.health),
                 max_window: self.settings.tracker_window,
+                repeat_window: self.settings.repeat_window,
+                repeat_ids: self.settings.repeat_ids,
                 commit_interval: self.settings.commit_interval,
             };
             intake.start().map_err(|error| KafkaError::from(error).into())

@@ -21,6 +21,7 @@ const PARTITIONS: &str = "floodway_dispatcher_assigned_partitions";
 const COMMIT_FAILURES: &str = "floodway_dispatcher_commit_failures_total";
 const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
+const FILTERED: &str = "floodway_dispatcher_filtered_total";
 const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
 
 /// Why a record was not turned into deliveries, and its offset just settled.
@@ -30,6 +31,17 @@ pub(crate) enum Skip {
     Undecodable,
     /// An earlier owner of the partition settled it.
     Settled,
+    /// Its producer sent the same event shortly before.
+    Repeat,
+}
+
+/// What a filter made of an event that its subscription would have got.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Filtered {
+    /// It did not let it pass.
+    Out,
+    /// It could not decide.
+    Failed,
 }
 
 /// Why a delivery was deferred.
@@ -51,7 +63,8 @@ pub(crate) enum Deferral {
 pub(crate) struct Metrics {
     deliveries: Vec<Counter>,
     deferred: [Counter; 5],
-    skipped: [Counter; 2],
+    skipped: [Counter; 3],
+    filtered: [Counter; 2],
     /// Seconds of an attempt, body included.
     pub(crate) attempt_seconds: Histogram,
     /// Seconds from the receipt of an event to the end of its first attempt.
@@ -91,7 +104,8 @@ impl Metrics {
             deliveries,
             deferred: ["busy", "paused", "unknown_subscription", "leaving", "panic"]
                 .map(|reason| counter!(DEFERRED, "reason" => reason)),
-            skipped: ["undecodable", "settled"].map(|reason| counter!(SKIPPED, "reason" => reason)),
+            skipped: ["undecodable", "settled", "repeat"].map(|reason| counter!(SKIPPED, "reason" => reason)),
+            filtered: ["out", "failed"].map(|result| counter!(FILTERED, "result" => result)),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),
             first_attempt_seconds: histogram!(FIRST_ATTEMPT_SECONDS),
             in_flight: gauge!(IN_FLIGHT),
@@ -113,6 +127,11 @@ impl Metrics {
     /// Counts a deferral.
     pub(crate) fn deferred(&self, reason: Deferral) {
         self.deferred[reason as usize].increment(1);
+    }
+
+    /// Counts an event that a filter kept from its subscription.
+    pub(crate) fn filtered(&self, result: Filtered) {
+        self.filtered[result as usize].increment(1);
     }
 
     /// Counts a record that was skipped.
@@ -154,5 +173,9 @@ fn describe() {
     describe_counter!(COMMIT_FAILURES, "Commits of progress that failed, by topic");
     describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
     describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
+    describe_counter!(
+        FILTERED,
+        "Events that a subscription's filter did not let pass, or could not decide about, by result"
+    );
     describe_gauge!(SUBSCRIPTIONS, "Subscriptions known");
 }

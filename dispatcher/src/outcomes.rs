@@ -129,10 +129,11 @@ impl Outcomes {
     }
 
     /// Produces the outcome of an order; never blocks and never fails for good.
-    pub(crate) fn produce(&self, order: Order, settlement: Settlement) {
+    pub(crate) fn produce(&self, order: Order, mut settlement: Settlement) {
         let key;
         let payload;
         {
+            let exchange = settlement.verdict.exchange.take();
             let Settlement { kind, verdict } = &settlement;
             let event = &order.event;
             let outcome = Outcome {
@@ -154,6 +155,7 @@ impl Outcomes {
                 detail: verdict.detail.as_deref().map(Cow::Borrowed),
                 duration_ms: verdict.duration_ms,
                 response: verdict.response.as_deref().map(Cow::Borrowed),
+                exchange,
                 record: order.record,
                 // The envelope was JSON when it was decoded.
                 event: match kind {

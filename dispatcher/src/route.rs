@@ -4,9 +4,11 @@ use crate::{
     config::Settings,
     deliver::Deliverer,
     delivery::{Delivery, Order, Settlement},
+    filters::Filters,
     headers::PreparedEvent,
-    metrics::{Deferral, Metrics, Skip},
+    metrics::{Deferral, Filtered, Metrics, Skip},
     partition::{Partition, Receipt},
+    repeats::{Fingerprint, Repeats},
     subscriptions::{Endpoint, Subscriptions},
 };
 use bytes::Bytes;
@@ -16,6 +18,7 @@ use floodway_schemas::{
     config::{History, SubscriptionState},
     due::{Due, Origin},
     event::Event,
+    filter::Subject,
     outcome::{Cause, DeadReason},
     topic::Topic,
 };
@@ -49,6 +52,8 @@ pub(crate) struct Record {
 pub(crate) struct Router {
     /// Who gets what.
     pub(crate) subscriptions: Arc<Subscriptions>,
+    /// What events are for them besides their type.
+    pub(crate) filters: Filters,
     /// Where deliveries go.
     pub(crate) deliverer: Arc<Deliverer>,
     /// Wait before a paused subscription is looked at again.
@@ -74,6 +79,8 @@ struct Step {
 
 enum Target {
     Endpoint(Arc<Endpoint>),
+    /// The subscription's filter could not decide, for this reason.
+    Undecided(Arc<Endpoint>, String),
     Unknown(floodway_schemas::ids::SubscriptionId),
 }
 
@@ -87,6 +94,7 @@ impl Router {
     ) -> Self {
         Self {
             subscriptions,
+            filters: Filters::default(),
             deliverer,
             paused_recheck: settings.paused_recheck,
             config_grace: settings.config_grace,
@@ -115,10 +123,11 @@ impl Router {
 
     /// Takes a record: counts its deliveries in the partition's tracker, then sets them off as there is room for them. Blocks the
     /// thread for that. When taking ends meanwhile, the rest is left to the next owner, for the record is not settled then.
-    pub(crate) fn accept(&self, partition: &Arc<Partition>, record: &Record) {
+    pub(crate) fn accept(&self, partition: &Arc<Partition>, record: &Record, repeats: &mut Repeats) {
         let life = &self.deliverer.life;
         let received = Instant::now();
-        let Some(Some(Plan { event, steps })) = life.while_running(|| self.begin(partition, record)) else {
+        let Some(Some(Plan { event, steps })) = life.while_running(|| self.begin(partition, record, repeats))
+        else {
             return;
         };
         for (taken, step) in steps.into_iter().enumerate() {
@@ -146,15 +155,18 @@ impl Router {
     }
 
     /// Counts a record's deliveries in the partition's tracker and returns them, if there are any.
-    fn begin(&self, partition: &Partition, record: &Record) -> Option<Plan> {
+    fn begin(&self, partition: &Partition, record: &Record, repeats: &mut Repeats) -> Option<Plan> {
         if partition.is_settled_or_seen(record.offset) {
+            if record.topic == Topic::Events {
+                self.remember(record, repeats);
+            }
             self.metrics().skipped(Skip::Settled);
             partition.receive(record.offset, 0);
             return None;
         }
         let plan = match record.topic {
             Topic::Due | Topic::Replays => self.plan_due(record),
-            _ => self.plan_event(partition, record),
+            _ => self.plan_event(partition, record, repeats),
         };
         let plan = plan.unwrap_or_else(|error| {
             let topic = record.topic.base_name();
@@ -169,21 +181,65 @@ impl Router {
     }
 
     /// One step for every subscription that wants the event; nothing when there is none.
-    fn plan_event(&self, partition: &Partition, record: &Record) -> Result<Option<Plan>, DecodeError> {
+    fn plan_event(
+        &self,
+        partition: &Partition,
+        record: &Record,
+        repeats: &mut Repeats,
+    ) -> Result<Option<Plan>, DecodeError> {
         let event = decode(&record.payload)?;
         let endpoints = self.subscriptions.matching(event.tenant, &event.event_type, record.timestamp);
         if endpoints.is_empty() {
             return Ok(None);
         }
+        let prepared = PreparedEvent::new(&event, &record.payload);
+        let fingerprint = Fingerprint::of(&prepared.message_id);
+        if fingerprint.is_some_and(|print| repeats.is_repeat(print, record.offset, record.timestamp)) {
+            self.metrics().skipped(Skip::Repeat);
+            return Ok(None);
+        }
         let cause = Cause::Event { run: partition.run(), partition: partition.id(), offset: record.offset };
-        let step = |endpoint| Step {
-            cause: cause.clone(),
-            attempt: 1,
-            since: event.received_at,
-            target: Target::Endpoint(endpoint),
-        };
-        let steps = endpoints.into_iter().map(step).collect();
-        Ok(Some(Plan { event: Arc::new(PreparedEvent::new(&event, &record.payload)), steps }))
+        let step = |target| Step { cause: cause.clone(), attempt: 1, since: event.received_at, target };
+        let mut subject = None;
+        let steps: Vec<Step> = endpoints
+            .into_iter()
+            .filter_map(|endpoint| self.filter(endpoint, &event, &mut subject))
+            .map(step)
+            .collect();
+        if steps.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Plan { event: Arc::new(prepared), steps }))
+    }
+
+    /// Remembers an event that was settled, if anybody wanted it: what nobody wanted then may be wanted when it is sent again.
+    fn remember(&self, record: &Record, repeats: &mut Repeats) {
+        let Ok(event) = decode(&record.payload) else { return };
+        let wanted = self.subscriptions.matching(event.tenant, &event.event_type, record.timestamp);
+        if let Some(print) = Fingerprint::of(&event.message_id()).filter(|_| !wanted.is_empty()) {
+            repeats.is_repeat(print, record.offset, record.timestamp);
+        }
+    }
+
+    /// What becomes of an event for a subscription that wants its type, by the subscription's filter; nothing when it does not pass.
+    fn filter<'e>(
+        &self,
+        endpoint: Arc<Endpoint>,
+        event: &'e Event<'e>,
+        subject: &mut Option<Subject<'e>>,
+    ) -> Option<Target> {
+        let Some(filter) = &endpoint.subscription.filter else { return Some(Target::Endpoint(endpoint)) };
+        match self.filters.passes(filter, subject.get_or_insert_with(|| Subject::new(event))) {
+            Ok(true) => Some(Target::Endpoint(endpoint)),
+            Ok(false) => {
+                self.metrics().filtered(Filtered::Out);
+                None
+            }
+            Err(error) => {
+                self.metrics().filtered(Filtered::Failed);
+                Some(Target::Undecided(endpoint, error.to_string()))
+            }
+        }
     }
 
     /// The one step of a retry or a replay.
@@ -206,7 +262,7 @@ impl Router {
     fn carry_out(&self, step: Step, event: &Arc<PreparedEvent>, receipt: Receipt, received: Instant) {
         let Step { cause, attempt, since, target } = step;
         let (subscription, record) = match &target {
-            Target::Endpoint(endpoint) => {
+            Target::Endpoint(endpoint) | Target::Undecided(endpoint, _) => {
                 (endpoint.subscription.id, endpoint.subscription.history == History::All)
             }
             Target::Unknown(id) => (*id, false),
@@ -226,6 +282,8 @@ impl Router {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::SubscriptionDisabled));
                 }
             },
+            // Neither delivered nor forgotten: a dead letter can be replayed, and history says why.
+            Target::Undecided(_, why) => self.deliverer.settle(order, Settlement::undecided(why)),
             // A test event or a replay may overtake the subscription that it is for, all the more when the feed is late.
             Target::Unknown(_) if now.since(since) < self.config_grace || !self.is_config_current() => {
                 self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now);

@@ -1,15 +1,20 @@
-//! Signatures after Standard Webhooks: `v1,<base64 of HMAC-SHA256 over id.timestamp.body>`.
+//! Signatures after Standard Webhooks over `id.timestamp.body`: `v1,<base64 of HMAC-SHA256>` and `v1a,<base64 of Ed25519>`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use floodway_schemas::{UnixMillis, config::Subscription, seal::SealingKeys};
+use floodway_schemas::{
+    UnixMillis,
+    config::{ED25519_SECRET_PREFIX, HMAC_SECRET_PREFIX, Subscription},
+    seal::SealingKeys,
+};
 use hmac::{Hmac, KeyInit, Mac};
+use ring::signature::{ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// What the text of a secret starts with.
-const SECRET_PREFIX: &str = "whsec_";
+/// Bytes of the seed of an Ed25519 key; its public key follows in a secret's text.
+const SEED_BYTES: usize = 32;
 
 /// The secrets of a subscription, opened once when its configuration arrives.
 #[derive(Debug)]
@@ -23,8 +28,13 @@ struct Expiring {
     key: Option<SigningKey>,
 }
 
-/// The bytes of one secret, wiped when dropped.
-struct SigningKey(Zeroizing<Vec<u8>>);
+/// One secret.
+enum SigningKey {
+    /// Its bytes, wiped when dropped.
+    Hmac(Zeroizing<Vec<u8>>),
+    /// The library keeps it; as it has no way to be wiped, it is not copied either.
+    Ed25519(Box<Ed25519KeyPair>),
+}
 
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,27 +64,50 @@ impl SigningKeys {
             if !signatures.is_empty() {
                 signatures.push(' ');
             }
-            signatures.push_str("v1,");
-            STANDARD.encode_string(secret.key.as_ref()?.mac(id, timestamp, body)?, &mut signatures);
+            secret.key.as_ref()?.sign(id, timestamp, body, &mut signatures)?;
         }
         (!signatures.is_empty()).then_some(signatures)
     }
 }
 
 impl SigningKey {
+    /// Reads the text of a secret. One without a known prefix is taken for an HMAC secret.
     fn parse(text: &SecretString) -> Option<Self> {
         let text = text.expose_secret();
-        let encoded = text.strip_prefix(SECRET_PREFIX).unwrap_or(text);
-        STANDARD.decode(encoded).ok().map(|bytes| Self(Zeroizing::new(bytes)))
+        if let Some(encoded) = text.strip_prefix(ED25519_SECRET_PREFIX) {
+            let bytes = Zeroizing::new(STANDARD.decode(encoded).ok()?);
+            let (seed, public) = bytes.split_at_checked(SEED_BYTES)?;
+            if public.len() != ED25519_PUBLIC_KEY_LEN {
+                return None;
+            }
+            let pair = Ed25519KeyPair::from_seed_and_public_key(seed, public).ok()?;
+            return Some(Self::Ed25519(Box::new(pair)));
+        }
+        let encoded = text.strip_prefix(HMAC_SECRET_PREFIX).unwrap_or(text);
+        STANDARD.decode(encoded).ok().map(|bytes| Self::Hmac(Zeroizing::new(bytes)))
     }
 
-    fn mac(&self, id: &str, timestamp: i64, body: &[u8]) -> Option<[u8; 32]> {
-        // HMAC takes keys of any length.
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
-        mac.update(id.as_bytes());
-        mac.update(format!(".{timestamp}.").as_bytes());
-        mac.update(body);
-        Some(mac.finalize().into_bytes().into())
+    /// Appends the signature with its scheme.
+    fn sign(&self, id: &str, timestamp: i64, body: &[u8], out: &mut String) -> Option<()> {
+        match self {
+            Self::Hmac(key) => {
+                // HMAC takes keys of any length.
+                let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
+                mac.update(id.as_bytes());
+                mac.update(format!(".{timestamp}.").as_bytes());
+                mac.update(body);
+                out.push_str("v1,");
+                STANDARD.encode_string(mac.finalize().into_bytes(), out);
+            }
+            Self::Ed25519(pair) => {
+                // The scheme reads the message twice, so it has to be in one piece.
+                let mut message = format!("{id}.{timestamp}.").into_bytes();
+                message.extend_from_slice(body);
+                out.push_str("v1a,");
+                STANDARD.encode_string(pair.sign(&message), out);
+            }
+        }
+        Some(())
     }
 }
 
@@ -83,6 +116,8 @@ mod tests {
     use super::*;
 
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const ED25519: &str =
+        "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
 
     fn keys(secrets: &[(&str, Option<i64>)]) -> SigningKeys {
         let expiring = |&(text, until): &(&str, Option<i64>)| Expiring {
@@ -100,6 +135,25 @@ mod tests {
     fn the_signature_is_the_one_of_the_published_vector() {
         let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert_eq!(sign(&keys(&[(SECRET, None)]), 0).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn the_asymmetric_signature_is_the_one_of_the_published_vector() {
+        let expected =
+            "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg==";
+        assert_eq!(sign(&keys(&[(ED25519, None)]), 0).as_deref(), Some(expected));
+        let changing = keys(&[(ED25519, None), (SECRET, Some(1_000))]);
+        let both = format!("{expected} v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        assert_eq!(sign(&changing, 999), Some(both));
+        assert_eq!(sign(&changing, 1_000).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn an_asymmetric_secret_must_be_a_seed_and_its_public_key() {
+        let mismatched = format!("{}A{}", &ED25519[..60], &ED25519[61..]);
+        for text in ["whsk_", "whsk_AAAA", "whsk_%", &ED25519[..50], &mismatched] {
+            assert_eq!(sign(&keys(&[(text, None)]), 0), None, "{text}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use floodway_schemas::{
     pattern::TypeIndex,
     seal::SealingKeys,
 };
-use http::{HeaderMap, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 use std::{
     sync::{
         Arc,
@@ -30,12 +30,12 @@ use std::{
 /// A subscription made ready for deliveries.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    /// Its configuration.
+    /// Its configuration, without what is elsewhere in this: headers and secrets.
     pub(crate) subscription: Subscription,
     /// Where to; `None` when the URL is not one that HTTP can address.
     pub(crate) uri: Option<Uri>,
     /// Its own headers.
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Box<[(HeaderName, HeaderValue)]>,
     /// Its secrets, opened.
     pub(crate) keys: SigningKeys,
     /// Its lane, kept across changes of the configuration.
@@ -52,15 +52,20 @@ pub(crate) struct Subscriptions {
 }
 
 impl Endpoint {
-    fn new(subscription: Subscription, sealing: &SealingKeys, lane: Arc<Lane<Delivery>>) -> Self {
+    fn new(mut subscription: Subscription, sealing: &SealingKeys, lane: Arc<Lane<Delivery>>) -> Self {
         let mut url = subscription.url.clone();
         // User information in a URL is for the connection, and no part of what is asked for.
         let _ = url.set_username("").and_then(|()| url.set_password(None));
         url.set_fragment(None);
+        let keys = SigningKeys::open(&subscription, sealing);
+        // There may be hundreds of thousands of them.
+        subscription.secrets = Vec::new();
         Self {
-            uri: Uri::try_from(url.as_str()).ok(),
-            headers: headers::custom_headers(&subscription.headers),
-            keys: SigningKeys::open(&subscription, sealing),
+            uri: Uri::try_from(url.as_str())
+                .ok()
+                .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https"))),
+            headers: headers::custom_headers(std::mem::take(&mut subscription.headers)),
+            keys,
             lane,
             subscription,
         }

@@ -13,12 +13,7 @@ use metrics::{
 
 const KINDS: [&str; 6] = ["delivered", "retry", "deferred", "dead", "disable", "dropped"];
 
-const REASONS: [DeadReason; 4] = [
-    DeadReason::AttemptsExhausted,
-    DeadReason::Expired,
-    DeadReason::EndpointGone,
-    DeadReason::SubscriptionDisabled,
-];
+const REASONS: [DeadReason; DeadReason::ALL.len()] = DeadReason::ALL;
 
 /// Why an owner started over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use floodway_schemas::{
     DecodeError, UnixMillis,
     dead_letter::{DEAD_LETTER_VERSION, DeadLetter},
     due::{DUE_VERSION, Due, Origin, RetryKey},
+    exchange::Exchange,
     ids::is_text_id,
     outcome::{DeadReason, MAX_RESPONSE_BYTES, Outcome, OutcomeKind},
 };
@@ -25,7 +26,7 @@ use floodway_store::{
     deliveries::NewDelivery,
     retry::{NewRetry, Position},
 };
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -308,7 +309,20 @@ fn delivery(outcome: &Outcome<'_>, offset: i64) -> NewDelivery {
         duration_ms: outcome.duration_ms.map(bounded),
         next_at: None,
         response: outcome.response.as_deref().map(clean),
+        exchange: outcome.exchange.as_deref().and_then(exchange),
     }
+}
+
+/// As the database takes it: its `jsonb` cannot hold NUL either.
+fn exchange(exchange: &Exchange) -> Option<Value> {
+    let mut exchange = exchange.clone();
+    let Exchange { request_headers, response_headers, address, .. } = &mut exchange;
+    let texts = request_headers
+        .iter_mut()
+        .chain(response_headers)
+        .flat_map(|header| [&mut header.name, &mut header.value]);
+    texts.chain(address).for_each(|text| text.retain(|char| char != '\0'));
+    serde_json::to_value(exchange).ok()
 }
 
 fn bounded(number: u32) -> i32 {
@@ -355,6 +369,7 @@ mod tests {
             detail: None,
             duration_ms: Some(12),
             response: Some("oh".into()),
+            exchange: None,
             record: false,
             event: Some(serde_json::from_str(EVENT).unwrap()),
         }

@@ -156,6 +156,9 @@ pub struct Subscription {
     /// What the body looks like.
     #[serde(default)]
     pub format: Format,
+    /// Condition that an event must pass besides its type, see [`crate::filter`]; `None` for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
 }
 
 /// Whether a subscription's deliveries are made.
@@ -203,14 +206,42 @@ pub enum Format {
     Cloudevents,
 }
 
+/// How deliveries are signed, by the names of Standard Webhooks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignatureScheme {
+    /// HMAC-SHA256 with a secret that the receiver has, too.
+    #[default]
+    V1,
+    /// Ed25519: the receiver has the public key only.
+    V1a,
+}
+
+/// What the text of a secret for [`SignatureScheme::V1`] starts with; base64 of 24 to 64 random bytes follows.
+pub const HMAC_SECRET_PREFIX: &str = "whsec_";
+/// What the text of a secret for [`SignatureScheme::V1a`] starts with; base64 of seed and public key, 32 bytes each, follows.
+pub const ED25519_SECRET_PREFIX: &str = "whsk_";
+/// What the text of a public key for [`SignatureScheme::V1a`] starts with; base64 of its 32 bytes follows.
+pub const ED25519_PUBLIC_PREFIX: &str = "whpk_";
+
 /// A signing secret, sealed with the subscription's id as context.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SigningSecret {
-    /// The sealed text of the secret, `whsec_…`.
+    /// The sealed text of the secret: `whsec_…` or `whsk_…`, which tells its scheme.
     pub sealed: Sealed,
+    /// The public key, `whpk_…`, of a secret for [`SignatureScheme::V1a`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
     /// After this instant it signs no more; `None` for the current secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<UnixMillis>,
+}
+
+impl SigningSecret {
+    /// How it signs.
+    pub fn scheme(&self) -> SignatureScheme {
+        if self.public_key.is_some() { SignatureScheme::V1a } else { SignatureScheme::V1 }
+    }
 }
 
 /// A change read from the `config` topic.

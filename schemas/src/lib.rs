@@ -13,6 +13,8 @@ pub mod dead_letter;
 pub mod due;
 pub mod error;
 pub mod event;
+pub mod exchange;
+pub mod filter;
 pub mod ids;
 pub mod outcome;
 pub mod pattern;

@@ -7,6 +7,7 @@ use crate::{
     DecodeError, UnixMillis,
     due::RetryKey,
     error::check_version,
+    exchange::Exchange,
     ids::{ReplayId, RunId, SubscriptionId, TenantId},
 };
 use serde::{Deserialize, Serialize};
@@ -217,9 +218,20 @@ pub enum DeadReason {
     EndpointGone,
     /// The subscription was disabled while the retry was pending.
     SubscriptionDisabled,
+    /// The subscription's filter could not decide about the event, see `detail`. It was not delivered.
+    FilterFailed,
 }
 
 impl DeadReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [
+        Self::AttemptsExhausted,
+        Self::Expired,
+        Self::EndpointGone,
+        Self::SubscriptionDisabled,
+        Self::FilterFailed,
+    ];
+
     /// The reason's name, as in JSON, metrics and tables.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -227,6 +239,7 @@ impl DeadReason {
             Self::Expired => "expired",
             Self::EndpointGone => "endpoint_gone",
             Self::SubscriptionDisabled => "subscription_disabled",
+            Self::FilterFailed => "filter_failed",
         }
     }
 }
@@ -280,6 +293,9 @@ pub struct Outcome<'a> {
     /// Start of the response body, lossy UTF-8, at most [`MAX_RESPONSE_BYTES`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub response: Option<Cow<'a, str>>,
+    /// What went over the wire; for successes only if `record`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<Box<Exchange>>,
     /// Whether the subscription asks for a history row even on success.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub record: bool,
@@ -345,6 +361,7 @@ mod tests {
             detail: None,
             duration_ms: Some(12),
             response: Some("oh \"no\"".into()),
+            exchange: None,
             record: false,
             event: Some(event),
         }
@@ -359,6 +376,33 @@ mod tests {
         assert_eq!(read.event.unwrap().get(), event.get());
         assert_eq!(read.cause, retry(event).cause);
         assert_eq!(read.record_key(), format!("{SUBSCRIPTION}/customer-9"));
+    }
+
+    #[test]
+    fn the_largest_outcome_fits_beside_the_largest_event() {
+        use crate::{MAX_EVENT_BYTES, RECORD_MARGIN_BYTES, exchange};
+        let event = format!("\"{}\"", "x".repeat(MAX_EVENT_BYTES - 2));
+        let event: &RawValue = serde_json::from_str(&event).unwrap();
+        // Every byte is written as two; a response's may be written as six.
+        let value = vec![b'"'; 10_000];
+        let headers = || exchange::headers(std::iter::repeat_n(("x-quote", value.as_slice()), 100));
+        let exchange = exchange::Exchange {
+            address: Some("x".repeat(60)),
+            request_headers: headers(),
+            response_headers: headers(),
+            ..Default::default()
+        };
+        let id = "\"".repeat(crate::ids::MAX_TEXT_ID_BYTES);
+        let outcome = Outcome {
+            event_id: id.as_str().into(),
+            event_type: id.as_str().into(),
+            key: id.as_str().into(),
+            detail: Some("\"".repeat(1_000).into()),
+            response: Some("\u{1}".repeat(MAX_RESPONSE_BYTES).into()),
+            exchange: Some(exchange.into()),
+            ..retry(event)
+        };
+        assert!(outcome.encode().unwrap().len() <= MAX_EVENT_BYTES + RECORD_MARGIN_BYTES);
     }
 
     #[test]
@@ -381,12 +425,7 @@ mod tests {
         for class in ErrorClass::ALL {
             assert_eq!(serde_json::to_value(class).unwrap(), class.as_str());
         }
-        for reason in [
-            DeadReason::AttemptsExhausted,
-            DeadReason::Expired,
-            DeadReason::EndpointGone,
-            DeadReason::SubscriptionDisabled,
-        ] {
+        for reason in DeadReason::ALL {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
         }
     }

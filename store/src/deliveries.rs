@@ -7,8 +7,10 @@ use crate::{
 };
 use floodway_schemas::{
     UnixMillis,
+    exchange::Exchange,
     ids::{SubscriptionId, TenantId},
 };
+use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
 use tokio_postgres::{
     Row,
@@ -60,12 +62,14 @@ pub struct NewDelivery {
     pub next_at: Option<DbInstant>,
     /// Start of the response body.
     pub response: Option<String>,
+    /// What went over the wire.
+    pub exchange: Option<Value>,
 }
 
 pub(crate) const COPY: &str = "COPY delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, \
-     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response) FROM STDIN BINARY";
+     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange) FROM STDIN BINARY";
 
-pub(crate) const COLUMNS: [Type; 17] = [
+pub(crate) const COLUMNS: [Type; 18] = [
     Type::TIMESTAMPTZ,
     Type::INT4,
     Type::INT8,
@@ -83,6 +87,7 @@ pub(crate) const COLUMNS: [Type; 17] = [
     Type::INT4,
     Type::TIMESTAMPTZ,
     Type::TEXT,
+    Type::JSONB,
 ];
 
 impl NewDelivery {
@@ -109,6 +114,7 @@ impl NewDelivery {
             &self.duration_ms,
             &self.next_at,
             &self.response,
+            &self.exchange,
         ]
     }
 }
@@ -211,6 +217,8 @@ pub struct Delivery {
     pub next_at: Option<UnixMillis>,
     /// Start of the response body.
     pub response: Option<String>,
+    /// What went over the wire.
+    pub exchange: Option<Exchange>,
 }
 
 /// A page of history, newest first, after `cursor`.
@@ -254,7 +262,7 @@ async fn list_window(
     // Planned anew for its values each time: filters that are NULL fold away, and partitions are pruned.
     let sql = "-- list_deliveries
         SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
-               error, detail, duration_ms, next_at, response
+               error, detail, duration_ms, next_at, response, exchange
         FROM delivery
         WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
           AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
@@ -297,6 +305,8 @@ fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
         duration_ms: row.try_get(13)?,
         next_at: row.try_get::<_, Option<DbInstant>>(14)?.map(DbInstant::to_millis),
         response: row.try_get(15)?,
+        // What a newer version wrote is nothing that this one has to show.
+        exchange: row.try_get::<_, Option<Value>>(16)?.and_then(|value| serde_json::from_value(value).ok()),
     })
 }
 

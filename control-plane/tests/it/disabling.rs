@@ -35,6 +35,7 @@ async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind
         detail: None,
         duration_ms: Some(1),
         response: None,
+        exchange: None,
         record: false,
         event: Some(&event),
     };

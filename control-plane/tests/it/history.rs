@@ -35,6 +35,10 @@ fn delivery(id: i64, tenant: &str, subscription: &str, kind: &'static str) -> Ne
         duration_ms: Some(12),
         next_at: None,
         response: Some("oops".to_owned()),
+        exchange: Some(
+            json!({"address": "192.0.2.1:443", "reused": false, "timings": {"dns_us": 5, "total_us": 900},
+            "request_headers": [{"name": "ce-id", "value": "1"}], "response_headers": []}),
+        ),
     }
 }
 

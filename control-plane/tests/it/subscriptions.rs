@@ -137,6 +137,11 @@ async fn bad_subscriptions_are_refused_by_the_name_of_the_field() {
         (r#"{"url":"https://e.com/","headers":{"Webhook-Id":"x"}}"#.to_owned(), "headers.webhook-id"),
         (r#"{"url":"https://e.com/","history":"none"}"#.to_owned(), "history"),
         (r#"{"url":"https://e.com/","format":"xml"}"#.to_owned(), "format"),
+        (r#"{"url":"https://e.com/","filter":"data.total >"}"#.to_owned(), "filter: not a CEL expression"),
+        (r#"{"url":"https://e.com/","filter":"order.total > 1"}"#.to_owned(), "\"order\" is unknown"),
+        (r#"{"url":"https://e.com/","filter":"size(data)"}"#.to_owned(), "filter must be a condition"),
+        (r#"{"url":"https://e.com/","filter":""}"#.to_owned(), "filter has 1 to 1024 bytes"),
+        (r#"{"url":"https://e.com/","signature":"v2"}"#.to_owned(), "signature"),
         (r#"{"url":"https://e.com/","secret":"whsec_x"}"#.to_owned(), "unknown field `secret`"),
     ];
     for (body, detail) in table {
@@ -225,6 +230,53 @@ async fn rotation_keeps_the_old_secret_for_the_overlap_and_three_at_most() {
     assert_eq!(last_published(&world).await.secrets.len(), 1);
     world.plane.post(&path, r#"{"overlap_seconds":604801}"#).await.is_problem(400, "604800");
     world.plane.post(&path, r#"{"overlap":1}"#).await.is_problem(400, "overlap");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_asymmetric_signature_shows_its_public_key_and_never_its_secret() {
+    let world = World::start().await;
+    let path = format!("/v1/tenants/{}/subscriptions", world.tenant().await);
+    let created = world.plane.post(&path, r#"{"url":"https://e.com/","signature":"v1a"}"#).await;
+    assert_eq!((created.status, &created.json["signature"]), (201, &json!("v1a")), "{created:?}");
+    let public = created.text("secret");
+    assert!(public.starts_with("whpk_"), "{created:?}");
+    let path = format!("{path}/{}", created.text("id"));
+    let shown = world.plane.get(&path).await;
+    assert_eq!(shown.json["secrets"], json!([{"public_key": public, "expires_at": null}]));
+    assert!(!shown.json.to_string().contains("whsk_"));
+    let published = last_published(&world).await;
+    let keys = SealingKeys::parse(&SEALING_KEY.to_owned().into()).unwrap();
+    let opened = keys.open(&published.secrets[0].sealed, &published.id.to_string()).unwrap();
+    assert!(opened.expose_secret().starts_with("whsk_"));
+
+    // A rotation keeps the scheme unless it names another one; both sign meanwhile.
+    let rotate = format!("{path}/rotate-secret");
+    assert!(world.plane.post(&rotate, "{}").await.text("secret").starts_with("whpk_"));
+    assert!(world.plane.post(&rotate, r#"{"signature":"v1"}"#).await.text("secret").starts_with("whsec_"));
+    let shown = world.plane.get(&path).await;
+    assert_eq!(shown.json["signature"], "v1");
+    let keys: Vec<bool> = (0..3).map(|at| shown.json["secrets"][at]["public_key"].is_string()).collect();
+    assert_eq!(keys, [false, true, true]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_filter_is_published_changed_and_removed() {
+    let world = World::start().await;
+    let path = format!("/v1/tenants/{}/subscriptions", world.tenant().await);
+    let filter = "data.total > 100 && event.source == '/shop'";
+    let body = json!({"url": "https://e.com/", "filter": filter}).to_string();
+    let created = world.plane.post(&path, &body).await;
+    assert_eq!((created.status, &created.json["filter"]), (201, &json!(filter)), "{created:?}");
+    assert_eq!(last_published(&world).await.filter.as_deref(), Some(filter));
+    let path = format!("{path}/{}", created.text("id"));
+    world.plane.patch(&path, r#"{"filter":"1 +"}"#).await.is_problem(400, "filter");
+    world.plane.patch(&path, r#"{"name":"n"}"#).await;
+    assert_eq!(world.plane.get(&path).await.json["filter"], filter);
+    let removed = world.plane.patch(&path, r#"{"filter":null}"#).await;
+    assert_eq!((removed.status, &removed.json["filter"]), (200, &json!(null)));
+    assert_eq!(last_published(&world).await.filter, None);
     world.end().await;
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is the report, in its support code, too")]
 
 mod attributes;
+mod bad_input;
 mod deferrals;
 mod durability;
 mod isolation;

@@ -102,11 +102,42 @@ async fn an_outcome_says_what_happened_and_why() {
         assert_eq!(found, [&json!(kind), error, status, reason], "{name}: {outcome}");
         check_common(&world, subscription, name, &outcome);
     }
-    assert_eq!(outcomes.of(subscriptions[1].id).await["response"], "oh no");
+    let failing = outcomes.of(subscriptions[1].id).await;
+    assert_eq!(failing["response"], "oh no");
+    check_exchange(&failing["exchange"]);
+    let refused = &outcomes.of(subscriptions[6].id).await["exchange"];
+    assert_eq!(refused["address"], format!("127.0.0.1:{closed}"));
+    assert_eq!(
+        (&refused["timings"]["first_byte_us"], &refused["response_headers"]),
+        (&json!(null), &json!([]))
+    );
+    // It was connected to, and said nothing.
+    let hanging = &outcomes.of(subscriptions[5].id).await["exchange"];
+    assert!(hanging["address"].is_string() && hanging["timings"]["first_byte_us"].is_null(), "{hanging}");
+    // A success is not described, unless it is to be recorded.
+    assert_eq!(outcomes.of(subscriptions[0].id).await.get("exchange"), None);
     let busy = outcomes.of(subscriptions[4].id).await;
     let wait = busy["not_before"].as_i64().unwrap() - busy["at"].as_i64().unwrap();
     assert!((110_000..=120_000).contains(&wait), "{wait}");
     world.end(&[&running]).await;
+}
+
+fn check_exchange(exchange: &Value) {
+    assert!(exchange["address"].as_str().unwrap().starts_with("127.0.0.1:"), "{exchange}");
+    let timings = &exchange["timings"];
+    let first_byte = timings["first_byte_us"].as_u64().unwrap();
+    assert!(first_byte <= timings["total_us"].as_u64().unwrap());
+    assert_eq!(exchange["reused"], timings["connect_us"].is_null());
+    let sent = exchange["request_headers"].as_array().unwrap();
+    let value = |name: &str| &sent.iter().find(|header| header["name"] == name).unwrap()["value"];
+    assert_eq!((value("ce-id"), value("webhook-signature")), (&json!("failing"), &json!("[redacted]")));
+    assert!(
+        exchange["response_headers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|header| header["name"] == "content-length")
+    );
 }
 
 fn check_common(world: &World, subscription: &Subscription, name: &str, outcome: &Value) {

@@ -57,6 +57,52 @@ async fn an_event_goes_to_the_subscriptions_that_want_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_lets_pass_what_it_says_and_what_it_cannot_decide_about_is_a_dead_letter() {
+    let mut world = World::create(1).await;
+    let mut receiver = Receiver::ok().await;
+    let mut large = world.subscription(receiver.url("large"));
+    large.filter =
+        Some("event.type == 'order' && data.total > 100 && data.lines.exists(l, l.sku == 'a')".into());
+    let mut broken = world.subscription(receiver.url("broken"));
+    // Nothing that the control plane lets through.
+    broken.filter = Some("data.total >".into());
+    broken.types = vec!["other".parse().unwrap()];
+    for subscription in [&large, &broken] {
+        world.publish(subscription);
+    }
+    let running = world.run(World::settings()).await;
+    let send = |id: &str, event_type: &str, data: &str| {
+        world.produce(Topic::Events, None, id, world.event(id, event_type, data).as_bytes());
+    };
+    send("small", "order", r#"{"total":100,"lines":[{"sku":"a"}]}"#);
+    send("without", "order", r#"{"lines":[{"sku":"a"}]}"#);
+    send("text", "order", r#"{"total":"s3cr3t","lines":[{"sku":"a"}]}"#);
+    send("large", "order", r#"{"total":100.5,"lines":[{"sku":"b"},{"sku":"a"}]}"#);
+    send("unreadable", "other", "{}");
+    assert_eq!(receiver.next().await.event_id(), "large");
+    let mut outcomes = world.outcomes();
+    let seen = outcomes.at_least(3).await;
+    let of = |id: &str| seen.iter().find(|outcome| outcome["event_id"] == id).unwrap();
+    assert_eq!(of("large")["kind"], "delivered");
+    for id in ["text", "unreadable"] {
+        let outcome = of(id);
+        assert_eq!(
+            (&outcome["kind"], &outcome["reason"]),
+            (&json!("dead"), &json!("filter_failed")),
+            "{outcome}"
+        );
+        let detail = outcome["detail"].as_str().unwrap();
+        assert!(detail.contains("the filter failed") && !detail.contains("s3cr3t"), "{detail}");
+    }
+    until("every event is settled", || {
+        world.committed(Topic::Events, "dispatcher", 0).is_some_and(|(offset, _)| offset == 5)
+    })
+    .await;
+    assert!(receiver.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_does_not_get_events_recorded_before_it_was_active() {
     let mut world = World::create(1).await;
     let mut receiver = Receiver::ok().await;

@@ -129,6 +129,7 @@ impl World {
             timeout_ms: 120_000,
             headers: Default::default(),
             format: Format::Data,
+            filter: None,
         }
     }
 
@@ -140,7 +141,7 @@ impl World {
     ) -> SigningSecret {
         let sealing = self.topics.context().sealing;
         let sealed = sealing.seal(&secret.to_owned().into(), &subscription.to_string(), [7; 12]).unwrap();
-        SigningSecret { sealed, expires_at }
+        SigningSecret { sealed, public_key: None, expires_at }
     }
 
     /// Publishes a subscription as the control plane would: it is on the topic before this returns.

@@ -94,6 +94,7 @@ pub(crate) fn outcome(kind: OutcomeKind, n: i64, delay: Duration) -> Outcome<'st
         detail: None,
         duration_ms: Some(12),
         response: Some("busy".into()),
+        exchange: None,
         record: false,
         event: (kind != OutcomeKind::Delivered).then(|| serde_json::from_str(EVENT).unwrap()),
     }

@@ -1,0 +1,58 @@
+//! Filters ready to decide, by their text: compiled when an event first needs them, and kept while there is room.
+
+use floodway_schemas::filter::{Filter, FilterError, Subject};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Most filters kept. One takes some ten kilobytes at most, and about a millisecond to compile.
+const MAX_COMPILED: usize = 4096;
+
+/// The compiled filters. Equal texts share one.
+#[derive(Debug, Default)]
+pub(crate) struct Filters(Mutex<HashMap<String, Arc<Filter>>>);
+
+impl Filters {
+    /// Whether an event passes the filter with this text.
+    pub(crate) fn passes(&self, text: &str, subject: &mut Subject<'_>) -> Result<bool, FilterError> {
+        self.compiled(text)?.passes(subject)
+    }
+
+    fn compiled(&self, text: &str) -> Result<Arc<Filter>, FilterError> {
+        // The map is whole at every point: a panic elsewhere is no reason to stop.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(filter) = lock().get(text) {
+            return Ok(Arc::clone(filter));
+        }
+        // The control plane compiled it before: only an older dispatcher does not know what a newer one lets through.
+        let filter = Filter::compile(text).map_err(|error| FilterError::Failed(error.to_string()))?;
+        let filter = Arc::new(filter);
+        let mut compiled = lock();
+        if compiled.len() >= MAX_COMPILED {
+            // Those in use come back; to tell them from others would cost more.
+            compiled.clear();
+        }
+        compiled.insert(text.to_owned(), Arc::clone(&filter));
+        Ok(filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_share_a_filter_and_their_number_is_bounded() {
+        let filters = Filters::default();
+        let first = filters.compiled("data.a == 1").unwrap();
+        assert!(Arc::ptr_eq(&first, &filters.compiled("data.a == 1").unwrap()));
+        for number in 0..MAX_COMPILED {
+            // Made by hand: compiling thousands would take long.
+            filters.0.lock().unwrap().insert(number.to_string(), Arc::clone(&first));
+        }
+        filters.compiled("data.b == 1").unwrap();
+        assert_eq!(filters.0.lock().unwrap().len(), 1);
+        assert!(filters.compiled("data.a ==").is_err());
+    }
+}
