@@ -1,16 +1,68 @@
 //! The memory that deliveries may hold in this process, by count and by bytes.
+//!
+//! Every source of deliveries has a part of it that the others leave free: a backlog of retries does not keep first attempts out, a
+//! replay of a month's dead letters neither, and first attempts do not keep the retries waiting. The rest is for whoever comes first.
 
+use floodway_schemas::outcome::Cause;
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+/// Where deliveries come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// First attempts.
+    Events,
+    /// Retries and deferred deliveries.
+    Due,
+    /// Deliveries asked for by hand.
+    Replays,
+}
+
+impl Source {
+    const ALL: [Self; 3] = [Self::Events, Self::Due, Self::Replays];
+
+    /// The source of deliveries with this cause.
+    pub(crate) fn of(cause: &Cause) -> Self {
+        match cause {
+            Cause::Event { .. } => Self::Events,
+            Cause::Due(_) => Self::Due,
+            Cause::Replay { .. } => Self::Replays,
+        }
+    }
+
+    /// Percentage of the budget that the other sources leave free.
+    fn percentage(self) -> usize {
+        match self {
+            Self::Events => 50,
+            Self::Due => 15,
+            Self::Replays => 5,
+        }
+    }
+}
+
 /// The budget of all deliveries from intake to the acknowledgement of their outcome.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: Amount,
-    used: Mutex<Amount>,
+    state: Mutex<State>,
     freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By source.
+    used: [Amount; Source::ALL.len()],
+    /// Threads that wait for room.
+    waiting: usize,
+}
+
+impl State {
+    fn total(&self) -> Amount {
+        let sum = |part: fn(&Amount) -> usize| self.used.iter().map(part).sum();
+        Amount { count: sum(|used| used.count), bytes: sum(|used| used.bytes) }
+    }
 }
 
 /// Deliveries and the bytes of their events.
@@ -25,21 +77,22 @@ pub(crate) struct Amount {
 impl Budget {
     /// An unused budget.
     pub(crate) fn new(limit: Amount) -> Arc<Self> {
-        Arc::new(Self { limit, used: Mutex::default(), freed: Condvar::new() })
+        Arc::new(Self { limit, state: Mutex::default(), freed: Condvar::new() })
     }
 
     /// Takes one delivery's part, beyond the limit if need be: a record is taken whole, however many subscriptions match, and
     /// [`Budget::wait_for_room`] keeps the next one out.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Permit {
-        let mut used = self.lock();
+    pub(crate) fn take(self: &Arc<Self>, source: Source, bytes: usize) -> Permit {
+        let mut state = self.lock();
+        let used = &mut state.used[source as usize];
         used.count += 1;
         used.bytes += bytes;
-        Permit { budget: Arc::clone(self), bytes }
+        Permit { budget: Arc::clone(self), source, bytes }
     }
 
     /// What is not taken.
     pub(crate) fn free(&self) -> Amount {
-        let used = *self.lock();
+        let used = self.lock().total();
         Amount {
             count: self.limit.count.saturating_sub(used.count),
             bytes: self.limit.bytes.saturating_sub(used.bytes),
@@ -47,18 +100,41 @@ impl Budget {
     }
 
     /// Whether there is room for another record; waits for it up to `patience`. Blocks the thread.
-    pub(crate) fn wait_for_room(&self, patience: Duration) -> bool {
-        let is_full = |used: &mut Amount| used.count >= self.limit.count || used.bytes >= self.limit.bytes;
-        let (mut used, _) = self
-            .freed
-            .wait_timeout_while(self.lock(), patience, is_full)
-            .unwrap_or_else(PoisonError::into_inner);
-        !is_full(&mut used)
+    pub(crate) fn wait_for_room(&self, source: Source, patience: Duration) -> bool {
+        let mut state = self.lock();
+        if self.has_room(&state, source) {
+            return true;
+        }
+        state.waiting += 1;
+        let is_full = |state: &mut State| !self.has_room(state, source);
+        let (mut state, _) =
+            self.freed.wait_timeout_while(state, patience, is_full).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        self.has_room(&state, source)
+    }
+
+    /// Whether a source is within its own part, or leaves the others theirs.
+    fn has_room(&self, state: &State, source: Source) -> bool {
+        let used = |source: Source| state.used[source as usize];
+        let part = |source: Source| Amount {
+            count: (self.limit.count.saturating_mul(source.percentage()) / 100).max(1),
+            bytes: (self.limit.bytes.saturating_mul(source.percentage()) / 100).max(1),
+        };
+        let (own, own_part) = (used(source), part(source));
+        if own.count < own_part.count && own.bytes < own_part.bytes {
+            return true;
+        }
+        let mut taken = state.total();
+        for other in Source::ALL.into_iter().filter(|&other| other != source) {
+            taken.count += part(other).count.saturating_sub(used(other).count);
+            taken.bytes += part(other).bytes.saturating_sub(used(other).bytes);
+        }
+        taken.count < self.limit.count && taken.bytes < self.limit.bytes
     }
 
     /// Every critical section is plain arithmetic: a panic elsewhere cannot leave it half done.
-    fn lock(&self) -> MutexGuard<'_, Amount> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -66,17 +142,19 @@ impl Budget {
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
+    source: Source,
     bytes: usize,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut used = self.budget.lock();
-        let was_full = used.count >= self.budget.limit.count || used.bytes >= self.budget.limit.bytes;
+        let mut state = self.budget.lock();
+        let used = &mut state.used[self.source as usize];
         used.count -= 1;
         used.bytes -= self.bytes;
-        drop(used);
-        if was_full {
+        let is_awaited = state.waiting > 0;
+        drop(state);
+        if is_awaited {
             self.budget.freed.notify_all();
         }
     }
@@ -86,26 +164,67 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    const EVENTS: Source = Source::Events;
+
+    fn has_room(budget: &Budget, source: Source) -> bool {
+        budget.wait_for_room(source, Duration::ZERO)
+    }
+
     #[test]
     fn room_comes_back_with_the_permit() {
-        let budget = Budget::new(Amount { count: 2, bytes: 100 });
-        let first = budget.take(10);
-        assert!(budget.wait_for_room(Duration::ZERO));
-        let second = budget.take(95);
-        assert_eq!(budget.free(), Amount { count: 0, bytes: 0 });
-        assert!(!budget.wait_for_room(Duration::ZERO));
+        let budget = Budget::new(Amount { count: 4, bytes: 100 });
+        let first = budget.take(EVENTS, 10);
+        assert!(has_room(&budget, EVENTS));
+        let second = budget.take(EVENTS, 95);
+        assert_eq!(budget.free(), Amount { count: 2, bytes: 0 });
+        assert!(!has_room(&budget, EVENTS));
         drop(second);
-        assert!(budget.wait_for_room(Duration::ZERO));
+        assert!(has_room(&budget, EVENTS));
         drop(first);
-        assert_eq!(budget.free(), Amount { count: 2, bytes: 100 });
+        assert_eq!(budget.free(), Amount { count: 4, bytes: 100 });
+    }
+
+    #[test]
+    fn no_source_uses_up_what_is_kept_for_the_others() {
+        const LIMIT: usize = 1_000;
+        for greedy in Source::ALL {
+            let budget = Budget::new(Amount { count: LIMIT, bytes: usize::MAX / 1_000 });
+            let mut held = Vec::new();
+            while has_room(&budget, greedy) {
+                held.push(budget.take(greedy, 1));
+            }
+            let kept: usize = Source::ALL
+                .iter()
+                .filter(|&&other| other != greedy)
+                .map(|other| other.percentage() * LIMIT / 100)
+                .sum();
+            assert_eq!(held.len(), LIMIT - kept, "{greedy:?}");
+            for other in Source::ALL.into_iter().filter(|&other| other != greedy) {
+                for _ in 0..other.percentage() * LIMIT / 100 {
+                    assert!(has_room(&budget, other), "{other:?} beside {greedy:?}");
+                    held.push(budget.take(other, 1));
+                }
+            }
+            // Everything is taken, and nothing beyond it.
+            assert_eq!(budget.free().count, 0);
+            assert!(Source::ALL.into_iter().all(|source| !has_room(&budget, source)));
+        }
+    }
+
+    #[test]
+    fn a_source_alone_in_the_smallest_budget_has_room() {
+        let budget = Budget::new(Amount { count: 16, bytes: 1024 * 1024 });
+        for source in Source::ALL {
+            assert!(has_room(&budget, source));
+        }
     }
 
     #[test]
     fn a_waiting_thread_is_woken() {
-        let budget = Budget::new(Amount { count: 1, bytes: 100 });
-        let permit = budget.take(1);
+        let budget = Budget::new(Amount { count: 3, bytes: 100 });
+        let permit = budget.take(EVENTS, 1);
         let waiting = Arc::clone(&budget);
-        let thread = std::thread::spawn(move || waiting.wait_for_room(Duration::from_secs(30)));
+        let thread = std::thread::spawn(move || waiting.wait_for_room(EVENTS, Duration::from_secs(30)));
         drop(permit);
         assert!(thread.join().unwrap());
     }

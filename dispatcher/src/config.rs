@@ -21,7 +21,7 @@ pub struct Settings {
     /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up.
     pub lane_share: usize,
     /// `FLOODWAY_DISPATCHER__MAX_DELIVERIES`: deliveries in memory, from intake to the acknowledgement of their outcome;
-    /// default 65536. At the bound, intake waits.
+    /// default 65536. At the bound, intake waits. Half of it is kept for first attempts, 15 % for retries, 5 % for replays.
     pub max_deliveries: usize,
     /// `FLOODWAY_DISPATCHER__MAX_BYTES`: bytes of the events of those deliveries; default 268435456 (256 MiB). At the bound,
     /// intake waits.

@@ -1,6 +1,7 @@
 //! From a record to deliveries: decode, find the subscriptions, decide what needs no attempt.
 
 use crate::{
+    budget::Source,
     config::Settings,
     deliver::Deliverer,
     delivery::{Delivery, Order, Settlement},
@@ -118,7 +119,12 @@ impl Router {
             std::thread::sleep(ROOM_WAIT);
             return false;
         }
-        self.deliverer.budget.wait_for_room(ROOM_WAIT)
+        let source = match topic {
+            Topic::Due => Source::Due,
+            Topic::Replays => Source::Replays,
+            _ => Source::Events,
+        };
+        self.deliverer.budget.wait_for_room(source, ROOM_WAIT)
     }
 
     /// Takes a record: counts its deliveries in the partition's tracker, then sets them off as there is room for them. Blocks the
@@ -132,7 +138,7 @@ impl Router {
         };
         for (taken, step) in steps.into_iter().enumerate() {
             // There was room for the first one before the record was taken.
-            if taken > 0 && !self.wait_for_budget(partition) {
+            if taken > 0 && !self.wait_for_budget(partition, Source::of(&step.cause)) {
                 return;
             }
             let receipt = Receipt::new(partition, record.offset);
@@ -143,12 +149,12 @@ impl Router {
     }
 
     /// Waits for room in the budget; `false` when taking ends before.
-    fn wait_for_budget(&self, partition: &Partition) -> bool {
+    fn wait_for_budget(&self, partition: &Partition, source: Source) -> bool {
         loop {
             if partition.is_stopped() || !self.deliverer.life.is_running() {
                 return false;
             }
-            if self.deliverer.budget.wait_for_room(ROOM_WAIT) {
+            if self.deliverer.budget.wait_for_room(source, ROOM_WAIT) {
                 return true;
             }
         }
@@ -267,7 +273,7 @@ impl Router {
             }
             Target::Unknown(id) => (*id, false),
         };
-        let permit = self.deliverer.budget.take(event.envelope.len());
+        let permit = self.deliverer.budget.take(Source::of(&cause), event.envelope.len());
         let event = Arc::clone(event);
         let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
         let now = clock::now();
