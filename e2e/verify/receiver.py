@@ -1,16 +1,19 @@
-"""A subscriber that trusts nobody: verifies each webhook with the Standard Webhooks reference library.
+"""A subscriber that trusts nobody: verifies each webhook with the Standard Webhooks reference library, and with another
+library what that one does not know, signatures by public key.
 
 Prints "listening PORT" once, then "verified BODY_SHA256 WEBHOOK_ID" or "refused REASON" for each request.
 """
 
+import base64
 import hashlib
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from ecdsa import BadSignatureError, Ed25519, VerifyingKey
 from standardwebhooks import Webhook, WebhookVerificationError
 
-WEBHOOK = Webhook(sys.argv[1])
+KEYS = sys.argv[1].split(",")
 OUTPUT = threading.Lock()
 
 
@@ -19,13 +22,37 @@ def say(*words):
         print(*words)
 
 
+def verify(body, headers):
+    """Every key has signed, or it raises."""
+    for key in KEYS:
+        if key.startswith("whpk_"):
+            verify_public(key.removeprefix("whpk_"), body, headers)
+        else:
+            Webhook(key).verify(body, dict(headers))
+
+
+def verify_public(key, body, headers):
+    key = VerifyingKey.from_string(base64.b64decode(key), curve=Ed25519)
+    message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    signatures = [text.removeprefix("v1a,") for text in headers["webhook-signature"].split(" ") if text.startswith("v1a,")]
+    if not signatures:
+        raise WebhookVerificationError("no v1a signature")
+    for signature in signatures:
+        try:
+            if key.verify(base64.b64decode(signature), message):
+                return
+        except BadSignatureError:
+            pass
+    raise WebhookVerificationError("no v1a signature matches")
+
+
 class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         try:
-            WEBHOOK.verify(body, dict(self.headers))
+            verify(body, self.headers)
             say("verified", hashlib.sha256(body).hexdigest(), self.headers["webhook-id"])
             status = 204
         except WebhookVerificationError as error:
