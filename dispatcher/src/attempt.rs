@@ -13,7 +13,7 @@ use floodway_schemas::{
     exchange::{self, Exchange, Timings},
     outcome::{ErrorClass, MAX_RESPONSE_BYTES},
 };
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
@@ -212,13 +212,14 @@ async fn send(
         }
         failure(&error, error.is_connect())
     })?;
-    let code = response.status().as_u16();
+    let (head, body) = response.into_parts();
+    let code = head.status.as_u16();
     course.status = Some(code);
     course.first_byte = Some(started.elapsed());
-    course.response_headers = response.headers().clone();
     let retry_after =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let body = read(response).await.map_err(|error| failure(&error, false))?;
+        head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    course.response_headers = head.headers;
+    let body = read(body).await.map_err(|error| failure(&error, false))?;
     Ok(Answer { status: code, retry_after, body })
 }
 
@@ -251,8 +252,7 @@ fn failed_dial(error: &(dyn StdError + 'static)) -> Option<Dial> {
 }
 
 /// The start of the body as text, `None` if it is empty. Reads no more than [`MAX_READ_BYTES`]: the rest is cut off with its connection.
-async fn read(response: Response<Incoming>) -> Result<Option<String>, hyper::Error> {
-    let mut body = response.into_body();
+async fn read(mut body: Incoming) -> Result<Option<String>, hyper::Error> {
     let mut kept = Vec::new();
     let mut seen = 0;
     while let Some(frame) = body.frame().await {

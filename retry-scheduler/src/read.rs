@@ -30,7 +30,7 @@ use serde_json::{Value, value::RawValue};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// What rows take besides the event, in bytes: a rough constant, for the size of a batch.
+/// What rows take besides the outcome, in bytes: a rough constant, for the size of a batch.
 const ROW_OVERHEAD_BYTES: usize = 512;
 
 /// A record that can be used.
@@ -138,7 +138,7 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
     let fingerprint = Fingerprint::of(&outcome);
     let mut entry = Entry {
         offset,
-        bytes: ROW_OVERHEAD_BYTES + outcome.event.map_or(0, |event| event.get().len()),
+        bytes: ROW_OVERHEAD_BYTES + value.len(),
         count: Count {
             tenant: outcome.tenant.0,
             subscription: outcome.subscription.0,

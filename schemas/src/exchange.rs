@@ -7,7 +7,7 @@ const MAX_HEADERS: usize = 32;
 /// Most bytes kept of a header's value.
 const MAX_VALUE_BYTES: usize = 256;
 /// Most bytes kept of all names and values of one message. Both messages fit into an outcome beside an event of the largest size.
-const MAX_HEADERS_BYTES: usize = 4096;
+const MAX_HEADERS_BYTES: usize = 2048;
 /// What stands for a value that is nobody else's business.
 const REDACTED: &str = "[redacted]";
 /// Parts of the names of headers whose values may be credentials.
