@@ -113,6 +113,12 @@ impl Budget {
         self.has_room(&state, source)
     }
 
+    /// Whether less than this fraction is free, written as its divisor.
+    pub(crate) fn is_scarce(&self, divisor: usize) -> bool {
+        let free = self.free();
+        free.count < self.limit.count / divisor || free.bytes < self.limit.bytes / divisor
+    }
+
     /// Whether a source is within its own part, or leaves the others theirs.
     fn has_room(&self, state: &State, source: Source) -> bool {
         let used = |source: Source| state.used[source as usize];

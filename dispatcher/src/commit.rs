@@ -14,6 +14,8 @@ const VERSION: &str = "v1";
 const PREFIX_BYTES: usize = 3 + 36 + 1;
 /// Bytes before base64 makes four of three.
 const MAX_ENCODED_BYTES: usize = (MAX_METADATA_BYTES - PREFIX_BYTES) / 4 * 3;
+/// More open offsets never fit: each takes a byte at least.
+pub(crate) const MAX_OPEN: usize = MAX_ENCODED_BYTES;
 /// Longest varint of a 63-bit number.
 const MAX_VARINT_BYTES: usize = 9;
 

@@ -1,14 +1,22 @@
 //! Settings of the dispatcher: the section `[dispatcher]`.
 
+use crate::breaker::BreakerLimits;
 use ipnet::IpNet;
 use serde::Deserialize;
-use std::time::Duration;
+use std::{path::PathBuf, thread, time::Duration};
+
+/// Most threads that make deliveries: more than machines have cores.
+const MAX_WORKERS: usize = 1024;
 
 /// Settings of the dispatcher. Durations are written like `15s` or `300ms`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// `FLOODWAY_DISPATCHER__LANE_IN_FLIGHT`: requests to one subscription at a time; default 64.
+    /// `FLOODWAY_DISPATCHER__WORKERS`: threads that make deliveries; default 0, which means one per available core. The Kafka
+    /// clients and the partitions have threads of their own beside them.
+    pub workers: usize,
+    /// `FLOODWAY_DISPATCHER__LANE_IN_FLIGHT`: requests to one subscription at a time, at most; default 64. How many there are up to
+    /// that follows from how many its endpoint takes without becoming slower.
     pub lane_in_flight: usize,
     /// `FLOODWAY_DISPATCHER__LANE_QUEUE`: deliveries that wait in memory for one subscription; default 16384. What comes on top is
     /// deferred to the retry scheduler.
@@ -20,6 +28,18 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__LANE_SHARE`: one subscription holds at most this fraction of the budget that is free, written as
     /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up.
     pub lane_share: usize,
+    /// `FLOODWAY_DISPATCHER__BREAKER_FAILURES`: failures in a row after which an endpoint gets nothing for a while, up to 64; default
+    /// 20, 0 for never. A failure is an attempt without a complete answer, or one that is answered 429, 502, 503 or 504.
+    pub breaker_failures: u32,
+    /// `FLOODWAY_DISPATCHER__BREAKER_PERCENT`: percentage of failures among the last 64 attempts that has the same effect; default 90.
+    pub breaker_percent: u32,
+    /// `FLOODWAY_DISPATCHER__BREAKER_PAUSE`: for how long it gets nothing; default `5s`. Then one attempt is made, and doubles the
+    /// pause when it fails.
+    #[serde(with = "humantime_serde")]
+    pub breaker_pause: Duration,
+    /// `FLOODWAY_DISPATCHER__BREAKER_MAX_PAUSE`: longest such pause; default `60s`.
+    #[serde(with = "humantime_serde")]
+    pub breaker_max_pause: Duration,
     /// `FLOODWAY_DISPATCHER__MAX_DELIVERIES`: deliveries in memory, from intake to the acknowledgement of their outcome;
     /// default 65536. At the bound, intake waits. Half of it is kept for first attempts, 15 % for retries, 5 % for replays.
     pub max_deliveries: usize,
@@ -43,6 +63,15 @@ pub struct Settings {
     pub pool_idle_timeout: Duration,
     /// `FLOODWAY_DISPATCHER__POOL_MAX_IDLE_PER_HOST`: unused connections kept per host; default 64.
     pub pool_max_idle_per_host: usize,
+    /// `FLOODWAY_DISPATCHER__MAX_CONNECTIONS_PER_HOST`: connections to one host, of all its subscriptions; default 256. Further
+    /// attempts wait for one of them to become free.
+    pub max_connections_per_host: usize,
+    /// `FLOODWAY_DISPATCHER__MAX_CONNECTIONS`: connections to all hosts; default 4096. A host has at most a quarter of those that
+    /// are not in use, and always one per worker.
+    pub max_connections: usize,
+    /// `FLOODWAY_DISPATCHER__CA_FILE`: PEM file with authorities that endpoints' certificates may be signed by, besides the public
+    /// ones; default none.
+    pub ca_file: Option<PathBuf>,
     /// `FLOODWAY_DISPATCHER__ALLOWED_NETWORKS`: networks (CIDR) that deliveries may reach although they are not public; default
     /// none. For example `["127.0.0.0/8"]` on a developer's machine.
     pub allowed_networks: Vec<IpNet>,
@@ -79,10 +108,15 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            workers: 0,
             lane_in_flight: 64,
             lane_queue: 16_384,
             lane_wait: Duration::from_secs(5),
             lane_share: 4,
+            breaker_failures: 20,
+            breaker_percent: 90,
+            breaker_pause: Duration::from_secs(5),
+            breaker_max_pause: Duration::from_secs(60),
             max_deliveries: 65_536,
             max_bytes: 256 * 1024 * 1024,
             tracker_window: 262_144,
@@ -90,6 +124,9 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(5),
             pool_idle_timeout: Duration::from_secs(30),
             pool_max_idle_per_host: 64,
+            max_connections_per_host: 256,
+            max_connections: 4096,
+            ca_file: None,
             allowed_networks: Vec::new(),
             paused_recheck: Duration::from_secs(15),
             max_deferral: Duration::from_secs(30),
@@ -115,11 +152,32 @@ impl Settings {
             ("max_deliveries", self.max_deliveries, 16),
             ("max_bytes", self.max_bytes, floodway_schemas::MAX_EVENT_BYTES),
             ("tracker_window", self.tracker_window, 16),
+            ("max_connections_per_host", self.max_connections_per_host, 1),
+            ("max_connections", self.max_connections, 1),
         ];
         for (name, value, least) in counts {
             if value < least {
                 return Err(format!("dispatcher.{name} is {value}, it must be at least {least}"));
             }
+        }
+        if self.workers > MAX_WORKERS {
+            return Err(format!("dispatcher.workers is {}, it must be at most {MAX_WORKERS}", self.workers));
+        }
+        if self.breaker_failures > BreakerLimits::MOST_FAILURES {
+            let most = BreakerLimits::MOST_FAILURES;
+            return Err(format!(
+                "dispatcher.breaker_failures is {}, it must be at most {most}",
+                self.breaker_failures
+            ));
+        }
+        if !(1..=100).contains(&self.breaker_percent) {
+            return Err(format!(
+                "dispatcher.breaker_percent is {}, it must be from 1 to 100",
+                self.breaker_percent
+            ));
+        }
+        if self.breaker_max_pause < self.breaker_pause {
+            return Err("dispatcher.breaker_max_pause must not be below dispatcher.breaker_pause".to_owned());
         }
         let durations = [
             ("max_timeout", self.max_timeout, 100),
@@ -128,6 +186,7 @@ impl Settings {
             ("paused_recheck", self.paused_recheck, 100),
             ("max_deferral", self.max_deferral, 1000),
             ("commit_interval", self.commit_interval, 10),
+            ("breaker_pause", self.breaker_pause, 100),
         ];
         for (name, value, least_ms) in durations {
             if value < Duration::from_millis(least_ms) {
@@ -135,6 +194,14 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// Threads that make deliveries.
+    pub(crate) fn worker_threads(&self) -> usize {
+        match self.workers {
+            0 => thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS),
+            workers => workers,
+        }
     }
 }
 
@@ -149,6 +216,19 @@ mod tests {
         assert!(bad.validate().unwrap_err().contains("dispatcher.lane_share is 1"));
         let bad = Settings { commit_interval: Duration::ZERO, ..Settings::default() };
         assert!(bad.validate().unwrap_err().contains("dispatcher.commit_interval"));
+        type Spoil = fn(&mut Settings);
+        let table: [(Spoil, &str); 5] = [
+            (|s| s.workers = 10_000, "dispatcher.workers"),
+            (|s| s.max_connections = 0, "dispatcher.max_connections"),
+            (|s| s.breaker_failures = 65, "dispatcher.breaker_failures"),
+            (|s| s.breaker_percent = 0, "dispatcher.breaker_percent"),
+            (|s| s.breaker_max_pause = Duration::from_secs(1), "dispatcher.breaker_max_pause"),
+        ];
+        for (spoil, name) in table {
+            let mut settings = Settings::default();
+            spoil(&mut settings);
+            assert!(settings.validate().unwrap_err().contains(name), "{name}");
+        }
     }
 
     #[test]

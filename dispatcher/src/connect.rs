@@ -1,217 +1,55 @@
 //! Connecting to endpoints: resolve, check, connect to exactly a checked address, then TLS.
+//!
+//! Nothing follows redirects, and no proxy of the environment is used.
 
-use crate::{config::Settings, resolve::Resolver};
-use bytes::Bytes;
-use floodway_schemas::{address, outcome::ErrorClass};
-use http::Uri;
-use http_body_util::Full;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection},
-    },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
-use ipnet::IpNet;
-use std::{
+use crate::{
+    config::Settings,
+    connection::{Connection, Stream},
     error::Error,
+    resolve::Resolver,
+    target::Origin,
+};
+use floodway_schemas::{address, ids::TenantId, outcome::ErrorClass};
+use ipnet::IpNet;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::{Arc, OnceLock},
-    task::{Context, Poll},
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-/// The client of all endpoints; it pools connections per host.
-pub(crate) type EndpointClient = Client<TimedConnector, Full<Bytes>>;
-
-/// Most bytes of a response's head.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Most headers of a response.
-const MAX_HEADERS: usize = 128;
-
-/// How often an HTTP/2 connection with requests under way is probed, and how long the answer may take: a connection that died
-/// silently would otherwise swallow every request to its host until the operating system gives it up.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connecting, all of it, may take this many times what one address may: two addresses and the TLS handshake. The client goes on
-/// connecting in the background when the attempt that asked for it has ended, so the attempt's timeout does not end it.
+/// Connecting, all of it, may take this many times what one address may: two addresses and the TLS handshake.
 const WHOLE_CONNECT: u32 = 3;
 
-/// Builds the client. It never follows redirects, and uses no proxy from the environment.
-pub(crate) fn client(settings: &Settings) -> Result<EndpointClient, rustls::Error> {
-    let connector = GuardedConnector {
-        opened: settings.allowed_networks.clone().into(),
-        connect_timeout: settings.connect_timeout,
-        resolver: Resolver::default(),
-    };
-    let https = https(connector)?;
-    let client = Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(settings.pool_idle_timeout)
-        .pool_max_idle_per_host(settings.pool_max_idle_per_host)
-        .http1_max_buf_size(MAX_HEAD_BYTES)
-        .http1_max_headers(MAX_HEADERS)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .build(TimedConnector { https, timeout: settings.connect_timeout * WHOLE_CONNECT });
-    Ok(client)
+/// Opens connections to addresses that deliveries may reach, and to no others. Cheap to clone; clones share look-ups.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    opened: Arc<[IpNet]>,
+    connect_timeout: Duration,
+    resolver: Resolver,
+    tls: TlsConnector,
 }
 
-fn https(connector: GuardedConnector) -> Result<HttpsConnector<GuardedConnector>, rustls::Error> {
-    let builder = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
-        .https_or_http()
-        .enable_all_versions();
-    Ok(builder.wrap_connector(connector))
-}
-
-tokio::task_local! {
-    /// Where the connector below TLS notes what it did: the layer between hands nothing through.
-    static NOTES: Arc<Notes>;
-}
-
-/// What is known of a connection, as it comes to be known.
+/// How a connection came to be, or how far it came. Known also of an attempt that was cut short.
 #[derive(Debug, Default)]
-struct Notes {
-    dns: OnceLock<Duration>,
-    connect: OnceLock<Duration>,
-    address: OnceLock<SocketAddr>,
-}
-
-/// How a connection came to be, or how far it came.
-#[derive(Debug, Clone)]
 pub(crate) struct Dial {
-    /// When connecting began.
-    pub(crate) began: Instant,
+    /// Whether the connection was there before.
+    pub(crate) reused: bool,
     /// Resolving the name.
     pub(crate) dns: Option<Duration>,
-    /// Connecting.
+    /// Connecting, all addresses that were tried included.
     pub(crate) connect: Option<Duration>,
     /// The TLS handshake.
     pub(crate) tls: Option<Duration>,
     /// The address that was connected to, or tried last.
     pub(crate) address: Option<SocketAddr>,
-}
-
-impl Dial {
-    fn new(began: Instant, notes: &Notes) -> Self {
-        let (dns, connect, address) = (notes.dns.get(), notes.connect.get(), notes.address.get());
-        Self { began, dns: dns.copied(), connect: connect.copied(), tls: None, address: address.copied() }
-    }
-}
-
-/// Why there is no connection, and how far it came.
-#[derive(Debug, thiserror::Error)]
-#[error("{source}")]
-pub(crate) struct DialError {
-    /// How far it came.
-    pub(crate) dial: Dial,
-    source: Box<dyn Error + Send + Sync>,
-}
-
-/// A connection that knows how it came to be.
-#[derive(Debug)]
-pub(crate) struct Dialed {
-    stream: MaybeHttpsStream<TokioIo<TcpStream>>,
-    dial: Dial,
-}
-
-impl Connection for Dialed {
-    fn connected(&self) -> Connected {
-        self.stream.connected().extra(self.dial.clone())
-    }
-}
-
-impl Read for Dialed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl Write for Dialed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-}
-
-/// Bounds connecting as a whole, the TLS handshake included.
-#[derive(Debug, Clone)]
-pub(crate) struct TimedConnector {
-    https: HttpsConnector<GuardedConnector>,
-    timeout: Duration,
-}
-
-impl tower::Service<Uri> for TimedConnector {
-    type Response = Dialed;
-    type Error = DialError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let failed = |source| DialError { dial: Dial::new(Instant::now(), &Notes::default()), source };
-        self.https.poll_ready(context).map_err(failed)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let timeout = self.timeout;
-        let (began, notes) = (Instant::now(), Arc::<Notes>::default());
-        let connecting = NOTES.scope(Arc::clone(&notes), tokio::time::timeout(timeout, self.https.call(uri)));
-        Box::pin(async move {
-            let connected = connecting.await.unwrap_or_else(|_| Err(ConnectError::TimedOut(timeout).into()));
-            let mut dial = Dial::new(began, &notes);
-            match connected {
-                Ok(stream) => {
-                    if matches!(stream, MaybeHttpsStream::Https(_)) {
-                        let before = dial.dns.unwrap_or_default() + dial.connect.unwrap_or_default();
-                        dial.tls = Some(began.elapsed().saturating_sub(before));
-                    }
-                    Ok(Dialed { stream, dial })
-                }
-                Err(source) => Err(DialError { dial, source }),
-            }
-        })
-    }
-}
-
-/// Opens TCP connections to addresses that deliveries may reach, and to no others.
-#[derive(Debug, Clone)]
-pub(crate) struct GuardedConnector {
-    opened: Arc<[IpNet]>,
-    connect_timeout: Duration,
-    resolver: Resolver,
 }
 
 /// Why no connection was made.
@@ -229,43 +67,125 @@ pub(crate) enum ConnectError {
     /// The host did not answer in time.
     #[error("no connection within {0:?}")]
     TimedOut(Duration),
+    /// The TLS handshake failed.
+    #[error("{0}")]
+    Tls(#[source] io::Error),
     /// Another failure.
     #[error("no connection: {0}")]
     Failed(#[source] io::Error),
-    /// The URL names no host.
-    #[error("the URL names no host")]
-    NoHost,
 }
 
 impl ConnectError {
     /// The class in outcomes.
     pub(crate) fn class(&self) -> ErrorClass {
         match self {
-            Self::Dns(_) | Self::NoHost => ErrorClass::Dns,
+            Self::Dns(_) => ErrorClass::Dns,
             Self::Forbidden(_) => ErrorClass::ForbiddenAddress,
             Self::Refused => ErrorClass::Refused,
+            Self::Tls(error) => match io_class(error) {
+                // Between the TCP connection and the first request there is only the handshake.
+                Some(ErrorClass::Tls) | None => ErrorClass::Tls,
+                Some(class) => class,
+            },
             Self::TimedOut(_) | Self::Failed(_) => ErrorClass::Connect,
         }
     }
 }
 
-/// Notes something, if anybody asked for notes.
-fn note(write: impl FnOnce(&Notes) -> bool) {
-    let _ = NOTES.try_with(|notes| write(notes));
+/// The class of a failure to read or write, if it tells one.
+pub(crate) fn io_class(error: &io::Error) -> Option<ErrorClass> {
+    if let Some(inner) = error.get_ref() {
+        if inner.is::<rustls::Error>() {
+            return Some(ErrorClass::Tls);
+        }
+        if let Some(inner) = inner.downcast_ref::<io::Error>() {
+            return io_class(inner);
+        }
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => Some(ErrorClass::Reset),
+        io::ErrorKind::TimedOut => Some(ErrorClass::Timeout),
+        _ => None,
+    }
 }
 
-impl GuardedConnector {
-    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, ConnectError> {
-        let host = uri.host().ok_or(ConnectError::NoHost)?;
-        let default_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let port = uri.port_u16().unwrap_or(default_port);
-        let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
+impl Connector {
+    /// By the settings: which networks are open, and whom to trust.
+    ///
+    /// # Errors
+    /// When the file of further authorities cannot be used.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+        let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        if let Some(file) = &settings.ca_file {
+            let unusable = |reason: String| {
+                Error::Settings(format!("dispatcher.ca_file (FLOODWAY_DISPATCHER__CA_FILE): {reason}"))
+            };
+            for certificate in certificates(file).map_err(unusable)? {
+                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            }
+        }
+        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            opened: settings.allowed_networks.clone().into(),
+            connect_timeout: settings.connect_timeout,
+            resolver: Resolver::default(),
+            tls: TlsConnector::from(Arc::new(tls)),
+        })
+    }
+
+    /// Connects, TLS handshake included, within a bound of its own.
+    pub(crate) async fn connect(
+        &self,
+        origin: &Origin,
+        tenant: TenantId,
+        dial: &mut Dial,
+    ) -> Result<Connection, ConnectError> {
+        let timeout = self.connect_timeout * WHOLE_CONNECT;
+        let establishing = self.establish(origin, tenant, dial);
+        tokio::time::timeout(timeout, establishing).await.map_err(|_| ConnectError::TimedOut(timeout))?
+    }
+
+    async fn establish(
+        &self,
+        origin: &Origin,
+        tenant: TenantId,
+        dial: &mut Dial,
+    ) -> Result<Connection, ConnectError> {
         let began = Instant::now();
-        let addresses = self.resolver.resolve(host, port).await.map_err(ConnectError::Dns)?;
+        let addresses =
+            self.resolver.resolve(tenant, &origin.host, origin.port).await.map_err(ConnectError::Dns)?;
         let resolved = Instant::now();
-        note(|notes| notes.dns.set(resolved - began).is_ok());
-        let mut last_tried = None;
-        for &address in addresses.iter() {
+        dial.dns = Some(resolved - began);
+        let tried = self.try_each(&addresses, dial).await;
+        let connected = Instant::now();
+        if dial.address.is_some() {
+            dial.connect = Some(connected - resolved);
+        }
+        let (stream, address) = tried?;
+        if !origin.https {
+            return Ok(Connection::new(Stream::Plain(stream), address));
+        }
+        let unusable = |error| ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error));
+        let name = ServerName::try_from(origin.host.to_string()).map_err(unusable)?;
+        let stream = self.tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
+        dial.tls = Some(connected.elapsed());
+        Ok(Connection::new(Stream::Tls(Box::new(stream)), address))
+    }
+
+    /// Connects to the first address that deliveries may reach and that answers.
+    async fn try_each(
+        &self,
+        addresses: &[SocketAddr],
+        dial: &mut Dial,
+    ) -> Result<(TcpStream, SocketAddr), ConnectError> {
+        let mut error = ConnectError::Dns(io::ErrorKind::NotFound.into());
+        for &address in addresses {
             if address::refusal(address.ip(), &self.opened).is_some() {
                 // An error of an address that was tried says more than this one.
                 if matches!(error, ConnectError::Dns(_)) {
@@ -273,21 +193,11 @@ impl GuardedConnector {
                 }
                 continue;
             }
+            dial.address = Some(address);
             match self.open(address).await {
-                Ok(stream) => {
-                    note(|notes| {
-                        notes.connect.set(resolved.elapsed()).is_ok() && notes.address.set(address).is_ok()
-                    });
-                    return Ok(TokioIo::new(stream));
-                }
-                Err(failed) => {
-                    error = failed;
-                    last_tried = Some(address);
-                }
+                Ok(stream) => return Ok((stream, address)),
+                Err(failed) => error = failed,
             }
-        }
-        if let Some(address) = last_tried {
-            note(|notes| notes.connect.set(resolved.elapsed()).is_ok() && notes.address.set(address).is_ok());
         }
         Err(error)
     }
@@ -307,61 +217,146 @@ impl GuardedConnector {
     }
 }
 
-impl tower::Service<Uri> for GuardedConnector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
+/// The certificates of a PEM file, of which there must be one.
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(format!("{} holds no certificate", file.display()))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(format!("{} cannot be read: {error}", file.display())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::Noted;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        task::JoinSet,
+    };
 
-    fn connector(opened: &[&str]) -> GuardedConnector {
-        GuardedConnector {
-            opened: opened.iter().map(|network| network.parse().unwrap()).collect(),
-            connect_timeout: Duration::from_secs(5),
-            resolver: Resolver::default(),
+    fn connector(opened: &[&str]) -> Connector {
+        let allowed_networks = opened.iter().map(|network| network.parse().unwrap()).collect();
+        Connector::new(&Settings { allowed_networks, ..Settings::default() }).unwrap()
+    }
+
+    fn origin(https: bool, host: &str, port: u16) -> Origin {
+        Origin { https, host: host.into(), port }
+    }
+
+    async fn class(connector: &Connector, origin: &Origin) -> ErrorClass {
+        match connector.connect(origin, TenantId(uuid::Uuid::nil()), &mut Dial::default()).await {
+            Ok(_) => panic!("connected to {origin:?}"),
+            Err(error) => error.class(),
         }
+    }
+
+    #[test]
+    fn errors_of_sockets_are_classified_by_what_caused_them_however_deep_it_is() {
+        let tls = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError));
+        let table = [
+            (tls, Some(ErrorClass::Tls)),
+            (io::ErrorKind::ConnectionReset.into(), Some(ErrorClass::Reset)),
+            (io::Error::other(io::Error::from(io::ErrorKind::BrokenPipe)), Some(ErrorClass::Reset)),
+            (io::ErrorKind::TimedOut.into(), Some(ErrorClass::Timeout)),
+            (io::Error::other("?"), None),
+        ];
+        for (error, class) in table {
+            assert_eq!(io_class(&error), class, "{error:?}");
+        }
+        assert_eq!(ConnectError::Tls(io::Error::other("?")).class(), ErrorClass::Tls);
     }
 
     #[tokio::test]
     async fn a_tls_handshake_that_is_not_answered_ends() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("https://{}/", silent.local_addr().unwrap()).parse().unwrap();
-        let https = https(connector(&["127.0.0.0/8"])).unwrap();
-        let mut timed = TimedConnector { https, timeout: Duration::from_millis(50) };
-        let connecting = tokio::time::timeout(Duration::from_secs(30), tower::Service::call(&mut timed, uri));
-        let error = connecting.await.unwrap().unwrap_err();
-        assert!(error.dial.address.is_some() && error.dial.connect.is_some() && error.dial.tls.is_none());
-        let class = error.source.downcast_ref::<ConnectError>().map(ConnectError::class);
-        assert_eq!(class, Some(ErrorClass::Connect), "{error}");
-    }
-
-    async fn class(uri: &'static str, opened: &[&str]) -> ErrorClass {
-        connector(opened).connect(Uri::from_static(uri)).await.unwrap_err().class()
+        let mut connector = connector(&["127.0.0.0/8"]);
+        connector.connect_timeout = Duration::from_millis(50);
+        let origin = origin(true, "127.0.0.1", silent.local_addr().unwrap().port());
+        let class = tokio::time::timeout(Duration::from_secs(30), class(&connector, &origin)).await.unwrap();
+        assert_eq!(class, ErrorClass::Connect);
     }
 
     #[tokio::test]
     async fn addresses_are_checked_whatever_form_the_host_has() {
-        for uri in
-            ["http://127.0.0.1:1/", "http://[::1]:1/", "http://localhost:1/", "http://[::ffff:127.0.0.1]:1/"]
-        {
-            assert_eq!(class(uri, &[]).await, ErrorClass::ForbiddenAddress, "{uri}");
+        for host in ["127.0.0.1", "::1", "localhost", "::ffff:127.0.0.1"] {
+            let class = class(&connector(&[]), &origin(false, host, 1)).await;
+            assert_eq!(class, ErrorClass::ForbiddenAddress, "{host}");
         }
     }
 
     #[tokio::test]
     async fn failures_to_connect_are_told_apart() {
-        assert_eq!(class("http://127.0.0.1:1/", &["127.0.0.0/8"]).await, ErrorClass::Refused);
-        assert_eq!(class("http://no-such-host.invalid/", &[]).await, ErrorClass::Dns);
+        let refused = class(&connector(&["127.0.0.0/8"]), &origin(false, "127.0.0.1", 1)).await;
+        assert_eq!(refused, ErrorClass::Refused);
+        assert_eq!(class(&connector(&[]), &origin(false, "no-such-host.invalid", 80)).await, ErrorClass::Dns);
+    }
+
+    /// An endpoint that speaks TLS and answers every request of one byte.
+    async fn tls_endpoint(certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> (u16, JoinSet<()>) {
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let config =
+            rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key)
+                .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                while stream.read_exact(&mut [0]).await.is_ok() {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            }
+        });
+        (port, tasks)
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_a_configured_authority_is_trusted_and_no_other() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let (port, _tasks) = tls_endpoint(&certificate, &key).await;
+        let file = std::env::temp_dir().join(format!("floodway-ca-{}.pem", uuid::Uuid::now_v7()));
+        std::fs::write(&file, certificate.pem()).unwrap();
+        let allowed_networks = vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+        let strict = Settings { allowed_networks, ..Settings::default() };
+        let trusting = Settings { ca_file: Some(file.clone()), ..strict.clone() };
+        let origin = origin(true, "localhost", port);
+        assert_eq!(class(&Connector::new(&strict).unwrap(), &origin).await, ErrorClass::Tls);
+        let trusting = Connector::new(&trusting).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let mut dial = Dial::default();
+        let tenant = TenantId(uuid::Uuid::nil());
+        let mut connection = trusting.connect(&origin, tenant, &mut dial).await.unwrap();
+        assert!(dial.dns.is_some() && dial.connect.is_some() && dial.tls.is_some() && !dial.reused);
+        assert_eq!(dial.address.map(|address| address.port()), Some(port));
+        for _ in 0..2 {
+            assert!(!connection.is_stale());
+            let answer = connection.exchange(|out| out.push(b'?'), &[], &mut Noted::default()).await.unwrap();
+            assert_eq!((answer.head.status, &*answer.body, answer.reusable), (200, &b"ok"[..], true));
+        }
+    }
+
+    #[test]
+    fn a_file_of_authorities_without_one_is_refused_by_name() {
+        let settings = Settings { ca_file: Some("/dev/null".into()), ..Settings::default() };
+        let error = Connector::new(&settings).err().unwrap().to_string();
+        assert!(
+            error.contains("FLOODWAY_DISPATCHER__CA_FILE") && error.contains("no certificate"),
+            "{error}"
+        );
     }
 }

@@ -2,18 +2,22 @@
 
 use crate::{
     attempt::{self, Report},
+    breaker::BreakerLimits,
     budget::Budget,
-    classify::{self, Situation},
+    classify::{self, Reply, Situation},
+    concurrency::Fared,
     config::Settings,
-    connect::EndpointClient,
-    delivery::{Delivery, Order, Settlement, Verdict},
-    lane::{Limits, MIN_DEFERRAL, Next, Offer},
+    connect::Connector,
+    delivery::{Delivery, LaneId, Order, Settlement, Verdict},
+    lane::{Limits, MIN_DEFERRAL, Next, Offer, PutOff},
     life::Life,
     metrics::{Deferral, Metrics},
     outcomes::Outcomes,
+    pool::Pool,
+    worker::Workers,
 };
 use floodway_runtime::clock;
-use floodway_schemas::outcome::{Cause, DeadReason};
+use floodway_schemas::outcome::{Cause, DeadReason, ErrorClass};
 use metrics::Gauge;
 use std::{
     future::poll_fn,
@@ -23,13 +27,12 @@ use std::{
     task::Poll,
     time::{Duration, Instant},
 };
-use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Wait before a delivery that panicked is made again: long enough for a person to notice before many of them repeat.
 const PANIC_DEFERRAL: Duration = Duration::from_secs(60);
 
-/// Makes deliveries on the async runtime.
+/// Makes deliveries.
 pub(crate) struct Deliverer {
     /// What bounds attempts.
     pub(crate) max_timeout: Duration,
@@ -39,8 +42,10 @@ pub(crate) struct Deliverer {
     pub(crate) limits: Limits,
     /// Memory of all deliveries.
     pub(crate) budget: Arc<Budget>,
-    /// Connections.
-    pub(crate) client: EndpointClient,
+    /// Makes connections.
+    pub(crate) connector: Connector,
+    /// The threads that attempts are made on: they are begun from partition threads.
+    pub(crate) workers: Workers,
     /// Where outcomes go.
     pub(crate) outcomes: Arc<Outcomes>,
     /// Counted here.
@@ -49,10 +54,8 @@ pub(crate) struct Deliverer {
     pub(crate) life: Arc<Life>,
     /// Every running attempt; at most `lane_in_flight` per subscription.
     pub(crate) tasks: TaskTracker,
-    /// Cancelled when the drain deadline has passed.
+    /// Cancelled when the drain deadline has passed: the workers end, and drop what they have under way.
     pub(crate) cut_off: CancellationToken,
-    /// The runtime that attempts run on: they are started from partition threads.
-    pub(crate) runtime: Handle,
 }
 
 impl Deliverer {
@@ -64,46 +67,69 @@ impl Deliverer {
             share: settings.lane_share,
             wait: settings.lane_wait,
             max_deferral: settings.max_deferral,
+            breaker: BreakerLimits {
+                failures: settings.breaker_failures,
+                percent: settings.breaker_percent,
+                pause: settings.breaker_pause,
+                max_pause: settings.breaker_max_pause,
+            },
         }
     }
 
-    /// Puts a delivery into its lane: it is made now, later, or deferred. Never blocks.
-    pub(crate) fn offer(self: &Arc<Self>, delivery: Delivery) {
+    /// Puts a delivery into its lane: it is made now, later, or deferred; or given back, when there is no room but soon will be. Never
+    /// blocks. [`Workers::signal`] must follow.
+    pub(crate) fn offer(&self, delivery: Delivery) -> Taken {
         if !self.life.is_running() {
-            return;
+            return Taken::Settled;
         }
         let lane = Arc::clone(&delivery.endpoint.lane);
-        let bytes = delivery.bytes();
+        let (bytes, id) = (delivery.bytes(), delivery.lane_id());
         match lane.offer(delivery, bytes, self.budget.free(), &self.limits, Instant::now(), rand::random()) {
             Offer::Start(delivery) => {
-                self.tasks.spawn_on(Arc::clone(self).work(delivery), &self.runtime);
+                self.workers.begin(delivery, self.tasks.token());
+                Taken::Passed(id)
             }
-            Offer::Wait => self.metrics.queued.increment(1.0),
-            Offer::Defer(delivery, delay) => {
-                self.metrics.deferred(Deferral::Busy);
-                self.settle(delivery.order, Settlement::deferred(clock::now().plus(delay)));
+            Offer::Wait => {
+                self.metrics.queued.increment(1.0);
+                Taken::Passed(id)
+            }
+            Offer::Full(delivery) => Taken::Full(delivery),
+            Offer::Defer(put_off) => {
+                self.defer(put_off);
+                Taken::Settled
             }
         }
     }
 
-    /// Defers what waited in the lanes for too long.
-    pub(crate) fn defer_overdue(&self, overdue: Vec<(Delivery, Duration)>) {
+    /// Defers a delivery whose lane was full.
+    pub(crate) fn put_off(&self, delivery: Delivery) {
+        let lane = Arc::clone(&delivery.endpoint.lane);
+        self.defer(lane.put_off(delivery, &self.limits, Instant::now(), rand::random()));
+    }
+
+    fn defer(&self, PutOff { item, delay, is_open }: PutOff<Delivery>) {
+        self.metrics.deferred(if is_open { Deferral::Open } else { Deferral::Busy });
+        self.settle(item.order, Settlement::deferred(clock::now().plus(delay)));
+    }
+
+    /// Defers what waited in the lanes for too long, or for an endpoint that gets nothing any more.
+    pub(crate) fn defer_overdue(&self, overdue: Vec<PutOff<Delivery>>) {
         // Counts far below 2^52.
         self.metrics.queued.decrement(overdue.len() as f64);
-        for (delivery, delay) in overdue {
-            self.metrics.deferred(Deferral::Busy);
-            self.settle(delivery.order, Settlement::deferred(clock::now().plus(delay)));
-        }
+        overdue.into_iter().for_each(|put_off| self.defer(put_off));
     }
 
     /// Defers what waits in the lanes: its records are settled then, and nobody delivers them to their other subscriptions again.
     pub(crate) fn defer_waiting(&self, waiting: Vec<Delivery>) {
         // Counts far below 2^52.
         self.metrics.queued.decrement(waiting.len() as f64);
-        for delivery in waiting {
-            self.metrics.deferred(Deferral::Leaving);
-            self.settle(delivery.order, Settlement::deferred(clock::now().plus(MIN_DEFERRAL)));
-        }
+        waiting.into_iter().for_each(|delivery| self.leave(delivery));
+    }
+
+    /// Defers a delivery that is not begun any more.
+    pub(crate) fn leave(&self, delivery: Delivery) {
+        self.metrics.deferred(Deferral::Leaving);
+        self.settle(delivery.order, Settlement::deferred(clock::now().plus(MIN_DEFERRAL)));
     }
 
     /// Counts a decision and produces its outcome.
@@ -113,19 +139,25 @@ impl Deliverer {
     }
 
     /// One place in a lane: makes one delivery after the other until none waits.
-    async fn work(self: Arc<Self>, first: Delivery) {
+    pub(crate) async fn work(self: Arc<Self>, first: Delivery, pool: Arc<Pool>) {
         let mut next = Some(first);
         while let Some(delivery) = next {
             let lane = Arc::clone(&delivery.endpoint.lane);
             let (bytes, began) = (delivery.bytes(), Instant::now());
-            tokio::select! {
-                biased;
-                () = self.cut_off.cancelled() => {}
-                () = self.deliver(delivery) => {}
+            let fared = self.deliver(delivery, &pool).await;
+            let Next { start, more, overdue, turn } =
+                lane.finish(bytes, fared, &self.limits, began, Instant::now(), rand::random());
+            if !overdue.is_empty() {
+                self.defer_overdue(overdue);
             }
-            let Next { start, overdue } =
-                lane.finish(bytes, &self.limits, began, Instant::now(), rand::random());
-            self.defer_overdue(overdue);
+            if let Some(turn) = turn {
+                self.metrics.turned(turn);
+            }
+            if let Some(delivery) = more {
+                self.metrics.queued.decrement(1.0);
+                self.workers.begin(delivery, self.tasks.token());
+                self.workers.signal();
+            }
             if start.is_some() {
                 self.metrics.queued.decrement(1.0);
             }
@@ -133,13 +165,13 @@ impl Deliverer {
         }
     }
 
-    async fn deliver(&self, delivery: Delivery) {
+    async fn deliver(&self, delivery: Delivery, pool: &Pool) -> Fared {
         // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
-        let settlement = unless_panic(self.attempt(&delivery)).await.unwrap_or_else(|| {
+        let (settlement, fared) = unless_panic(self.attempt(&delivery, pool)).await.unwrap_or_else(|| {
             let subscription = delivery.endpoint.subscription.id;
             tracing::error!(%subscription, "a delivery panicked and is deferred");
             self.metrics.deferred(Deferral::Panic);
-            Settlement::deferred(clock::now().plus(PANIC_DEFERRAL))
+            (Settlement::deferred(clock::now().plus(PANIC_DEFERRAL)), Fared::Unknown)
         });
         let settle = || self.settle(delivery.order, settlement);
         if std::panic::catch_unwind(AssertUnwindSafe(settle)).is_err() {
@@ -147,19 +179,20 @@ impl Deliverer {
                 "an outcome could not be produced: its delivery is left to the next owner of the partition"
             );
         }
+        fared
     }
 
-    /// Makes the attempt, unless the delivery is too old for it, and decides what follows.
-    async fn attempt(&self, delivery: &Delivery) -> Settlement {
+    /// Makes the attempt, unless the delivery is too old for it, and decides what follows. Also says how the endpoint fared.
+    async fn attempt(&self, delivery: &Delivery, pool: &Pool) -> (Settlement, Fared) {
         let Delivery { order, endpoint, received } = delivery;
         let policy = &endpoint.subscription.retry;
         if clock::now() > policy.expires_at(order.since) {
-            return Settlement::dead(DeadReason::Expired);
+            return (Settlement::dead(DeadReason::Expired), Fared::Unknown);
         }
         let timeout = Duration::from_millis(endpoint.subscription.timeout_ms.into()).min(self.max_timeout);
         let report = {
             let _under_way = UnderWay::new(&self.metrics.in_flight);
-            attempt::attempt(&self.client, endpoint, &order.event, order.record, timeout, clock::now()).await
+            attempt::attempt(pool, endpoint, &order.event, order.record, timeout, clock::now()).await
         };
         self.metrics.attempt_seconds.record(report.duration);
         if order.attempt == 1 && matches!(order.cause, Cause::Event { .. }) {
@@ -176,7 +209,30 @@ impl Deliverer {
                 max_retry_after: self.max_retry_after,
             },
         );
-        settlement(decision, report)
+        let fared = fared(&report.reply);
+        (settlement(decision, report), fared)
+    }
+}
+
+/// What became of a delivery that was offered.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// It is made, or waits for its turn in this lane.
+    Passed(LaneId),
+    /// It is not made: its outcome is on its way.
+    Settled,
+    /// There is no room for it yet.
+    Full(Delivery),
+}
+
+/// What a reply says about the endpoint. An answer about the event, whatever it is, comes from an endpoint that is there; how often
+/// the event is sent again is the schedule's matter.
+fn fared(reply: &Reply) -> Fared {
+    match reply {
+        Reply::Answered { status: 429 | 502..=504, .. } => Fared::Badly,
+        Reply::Answered { .. } => Fared::Well,
+        Reply::Failed { class: ErrorClass::Secret, .. } => Fared::Unknown,
+        Reply::Failed { .. } => Fared::Badly,
     }
 }
 

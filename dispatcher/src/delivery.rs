@@ -41,7 +41,15 @@ pub(crate) struct Delivery {
     pub(crate) received: Instant,
 }
 
+/// Tells lanes apart, as long as they live.
+pub(crate) type LaneId = usize;
+
 impl Delivery {
+    /// Its lane.
+    pub(crate) fn lane_id(&self) -> LaneId {
+        Arc::as_ptr(&self.endpoint.lane).addr()
+    }
+
     /// What it counts for in budgets, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.order.event.envelope.len()

@@ -5,14 +5,14 @@
 
 use bytes::Bytes;
 use floodway_schemas::{
-    event::{CLOUDEVENTS_JSON, Event},
+    event::{CLOUDEVENTS_JSON, Data, Event},
     ids::TenantId,
 };
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
-};
-use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
+use http::{HeaderName, HeaderValue};
+use std::{collections::BTreeMap, io::Write, ops::Range};
+
+/// Room for the headers of a usual event at once.
+const USUAL_BYTES: usize = 384;
 
 /// An event made ready once for all its deliveries. Owned, for deliveries outlive the record's buffer.
 #[derive(Debug)]
@@ -31,18 +31,21 @@ pub(crate) struct PreparedEvent {
     pub(crate) message_id: String,
     /// The data bytes as sent.
     pub(crate) body: Bytes,
-    /// Headers of binary mode.
-    pub(crate) headers: HeaderMap,
+    /// Headers of binary mode, as lines of a request: written once, sent with every attempt.
+    lines: Box<[u8]>,
+    /// Where among them the W3C trace context is.
+    trace: Range<usize>,
 }
 
 impl PreparedEvent {
     /// Prepares an event that was decoded from `envelope`.
     pub(crate) fn new(event: &Event<'_>, envelope: &Bytes) -> Self {
-        let body = match event.body() {
+        let body = match &event.data {
             // A slice of the envelope: no copy.
-            Cow::Borrowed(bytes) => envelope.slice_ref(bytes),
-            Cow::Owned(bytes) => Bytes::from(bytes),
+            Data::Json(raw) => envelope.slice_ref(raw.get().as_bytes()),
+            Data::None | Data::Base64(_) => Bytes::from(event.body().into_owned()),
         };
+        let (lines, trace) = binary_mode(event);
         Self {
             envelope: envelope.clone(),
             tenant: event.tenant,
@@ -51,90 +54,133 @@ impl PreparedEvent {
             key: event.ordering_key().to_owned(),
             message_id: event.message_id(),
             body,
-            headers: binary_mode(event),
+            lines: lines.into(),
+            trace,
         }
     }
 
-    /// Headers of structured mode.
-    pub(crate) fn structured_headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(CLOUDEVENTS_JSON));
-        if let Some(trace) = self.headers.get("traceparent") {
-            headers.insert("traceparent", trace.clone());
-        }
-        headers
+    /// Writes the headers of binary mode.
+    pub(crate) fn put_binary_mode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.lines);
+    }
+
+    /// Writes the headers of structured mode.
+    pub(crate) fn put_structured_mode(&self, out: &mut Vec<u8>) {
+        put_line(out, "content-type", CLOUDEVENTS_JSON.as_bytes());
+        out.extend_from_slice(&self.lines[self.trace.clone()]);
     }
 }
 
-/// The headers of binary mode: content type, `ce-*` for every attribute, and the W3C trace context.
-fn binary_mode(event: &Event<'_>) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(16);
-    if let Some(value) = event.content_type().and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok()) {
-        headers.insert(CONTENT_TYPE, value);
+/// The headers of binary mode: content type, `ce-*` for every attribute, and the W3C trace context; and where that is.
+fn binary_mode(event: &Event<'_>) -> (Vec<u8>, Range<usize>) {
+    let mut lines = Vec::with_capacity(USUAL_BYTES);
+    if let Some(value) = event.content_type().filter(|text| HeaderValue::from_bytes(text.as_bytes()).is_ok())
+    {
+        put_line(&mut lines, "content-type", value.as_bytes());
     }
-    put(&mut headers, HeaderName::from_static("ce-specversion"), "1.0");
-    put(&mut headers, HeaderName::from_static("ce-id"), &event.id);
-    put(&mut headers, HeaderName::from_static("ce-source"), &event.source);
-    put(&mut headers, HeaderName::from_static("ce-type"), &event.event_type);
-    put(&mut headers, HeaderName::from_static("ce-tenantid"), &event.tenant.to_string());
-    put(&mut headers, HeaderName::from_static("ce-receivedat"), &event.received_at.to_rfc3339());
+    put_line(&mut lines, "ce-specversion", b"1.0");
+    put_encoded(&mut lines, "ce-id", &event.id);
+    put_encoded(&mut lines, "ce-source", &event.source);
+    put_encoded(&mut lines, "ce-type", &event.event_type);
+    let mut hyphenated = uuid::Uuid::encode_buffer();
+    put_line(
+        &mut lines,
+        "ce-tenantid",
+        event.tenant.0.as_hyphenated().encode_lower(&mut hyphenated).as_bytes(),
+    );
+    put_line(&mut lines, "ce-receivedat", event.received_at.to_rfc3339().as_bytes());
     let optional = [
         ("ce-time", &event.time),
         ("ce-subject", &event.subject),
         ("ce-dataschema", &event.dataschema),
         ("ce-partitionkey", &event.partitionkey),
         ("ce-traceparent", &event.traceparent),
-        ("traceparent", &event.traceparent),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
-            put(&mut headers, HeaderName::from_static(name), value);
+            put_encoded(&mut lines, name, value);
         }
     }
+    let trace = lines.len();
+    if let Some(value) = &event.traceparent {
+        put_encoded(&mut lines, "traceparent", value);
+    }
+    let trace = trace..lines.len();
     for (name, value) in &event.extensions {
         // Names are lower-case letters and digits, which headers allow.
-        let Ok(name) = HeaderName::try_from(format!("ce-{name}")) else { continue };
+        let name = format!("ce-{name}");
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            continue;
+        }
         match serde_json::from_str::<String>(value.get()) {
-            Ok(text) => put(&mut headers, name, &text),
-            Err(_) => put(&mut headers, name, value.get()),
+            Ok(text) => put_encoded(&mut lines, &name, &text),
+            Err(_) => put_encoded(&mut lines, &name, value.get()),
         }
     }
-    headers
+    (lines, trace)
 }
 
-fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // Encoded text is visible ASCII, which a header value may always be.
-    if let Ok(value) = HeaderValue::try_from(percent_encode(value)) {
-        headers.insert(name, value);
+/// Appends a header whose name and value are known to be ones.
+pub(crate) fn put_line(lines: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        lines.extend_from_slice(part);
     }
+}
+
+/// Appends a header with any text, which is encoded.
+fn put_encoded(lines: &mut Vec<u8>, name: &str, value: &str) {
+    lines.extend_from_slice(name.as_bytes());
+    lines.extend_from_slice(b": ");
+    percent_encode(lines, value);
+    lines.extend_from_slice(b"\r\n");
 }
 
 /// The binding's encoding of attribute values: space, double quote, percent and everything but printable ASCII as `%XX` of
 /// their UTF-8 bytes.
-fn percent_encode(value: &str) -> String {
-    let mut encoded = String::with_capacity(value.len());
+fn percent_encode(out: &mut Vec<u8>, value: &str) {
     for byte in value.bytes() {
         match byte {
             b' ' | b'"' | b'%' | ..=0x1f | 0x7f.. => {
-                // Writing to a string cannot fail.
-                let _ = write!(encoded, "%{byte:02X}");
+                // Writing to memory cannot fail.
+                let _ = write!(out, "%{byte:02X}");
             }
-            _ => encoded.push(char::from(byte)),
+            _ => out.push(byte),
         }
     }
-    encoded
 }
 
-/// Headers that belong to the connection or the message's framing, never to a subscription.
-const FRAMING: [HeaderName; 7] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, UPGRADE, TE, TRAILER];
+/// Names that belong to the connection, the message's framing or Floodway, never to a subscription.
+const RESERVED: [&str; 10] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "upgrade",
+    "te",
+    "trailer",
+    "user-agent",
+    "traceparent",
+];
+/// What such names begin with.
+const RESERVED_PREFIXES: [&str; 3] = ["ce-", "webhook-", "proxy-"];
 
-/// A subscription's own headers, without those that it must not set. The control plane refuses them; this is the second lock.
-pub(crate) fn custom_headers(configured: BTreeMap<String, String>) -> Box<[(HeaderName, HeaderValue)]> {
-    let usable = configured.into_iter().filter_map(|(name, value)| {
-        let (name, value) = (HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?);
-        (!FRAMING.contains(&name)).then_some((name, value))
-    });
-    usable.collect()
+/// A subscription's own headers, names in lower case, without those that it must not set. The control plane refuses them; this is
+/// the second lock.
+pub(crate) fn custom_headers(configured: &BTreeMap<String, String>) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::with_capacity(configured.len());
+    for (name, value) in configured {
+        let (Ok(name), true) = (HeaderName::try_from(name), HeaderValue::try_from(value).is_ok()) else {
+            continue;
+        };
+        let name = name.as_str();
+        let is_reserved =
+            RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        if !is_reserved && headers.iter().all(|(known, _)| known != name) {
+            headers.push((name.to_owned(), value.clone()));
+        }
+    }
+    headers
 }
 
 #[cfg(test)]
@@ -145,6 +191,21 @@ mod tests {
         let envelope = Bytes::copy_from_slice(json.as_bytes());
         let event = Event::decode(&envelope).unwrap();
         PreparedEvent::new(&event, &envelope)
+    }
+
+    /// Names and values of header lines.
+    fn parsed(write: impl FnOnce(&mut Vec<u8>)) -> BTreeMap<String, String> {
+        let mut lines = Vec::new();
+        write(&mut lines);
+        let lines = String::from_utf8(lines).unwrap();
+        let parsed: BTreeMap<_, _> = lines
+            .split_terminator("\r\n")
+            .map(|line| {
+                line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap()
+            })
+            .collect();
+        assert_eq!(parsed.len(), lines.matches("\r\n").count(), "{lines}");
+        parsed
     }
 
     #[test]
@@ -169,13 +230,16 @@ mod tests {
             ("ce-urgent", "true"),
             ("ce-region", "eu"),
         ];
+        let headers = parsed(|out| prepared.put_binary_mode(out));
         for (name, value) in expected {
-            assert_eq!(prepared.headers.get(name).unwrap().to_str().unwrap(), value, "{name}");
+            assert_eq!(headers[name], value, "{name}");
         }
-        assert_eq!(prepared.headers.len(), expected.len());
+        assert_eq!(headers.len(), expected.len());
         assert_eq!(&prepared.body[..], br#"{"total" : 12.50, "items":["a","b"]}"#);
         assert_eq!(prepared.key, "customer-9");
-        assert_eq!(prepared.structured_headers()["content-type"], CLOUDEVENTS_JSON);
+        let headers = parsed(|out| prepared.put_structured_mode(out));
+        assert_eq!((headers.len(), &*headers["content-type"]), (2, CLOUDEVENTS_JSON));
+        assert!(headers["traceparent"].starts_with("00-0af"));
     }
 
     #[test]
@@ -188,7 +252,9 @@ mod tests {
             ("!#$&'()*+,-./:;<=>?@[]^_`{|}~", "!#$&'()*+,-./:;<=>?@[]^_`{|}~"),
         ];
         for (value, expected) in table {
-            assert_eq!(percent_encode(value), expected);
+            let mut encoded = Vec::new();
+            percent_encode(&mut encoded, value);
+            assert_eq!(String::from_utf8(encoded).unwrap(), expected);
         }
     }
 
@@ -198,20 +264,23 @@ mod tests {
             r#"{"specversion":"1.0","id":"1","source":"s","type":"t","tenantid":"01938f2e-0000-7000-8000-000000000001","receivedat":"2026-11-21T15:34:00.123Z","data_base64":"AP8="}"#,
         );
         assert_eq!(&prepared.body[..], [0, 255]);
-        assert_eq!(prepared.headers["content-type"], "application/octet-stream");
+        assert_eq!(parsed(|out| prepared.put_binary_mode(out))["content-type"], "application/octet-stream");
     }
 
     #[test]
-    fn a_subscription_does_not_set_framing_headers() {
+    fn a_subscription_does_not_set_headers_of_others() {
         let configured = [
             ("Host", "x"),
             ("Content-Length", "1"),
+            ("Webhook-Id", "forged"),
+            ("User-Agent", "x"),
+            ("x-team", "twice"),
             ("X-Team", "blue"),
             ("bad name", "x"),
             ("x-bad", "a\nb"),
         ];
         let configured = configured.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let headers = custom_headers(configured);
-        assert_eq!(*headers, [(HeaderName::from_static("x-team"), HeaderValue::from_static("blue"))]);
+        let headers = custom_headers(&configured);
+        assert_eq!(headers, [("x-team".to_owned(), "blue".to_owned())]);
     }
 }

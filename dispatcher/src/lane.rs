@@ -4,11 +4,18 @@
 //! events. A lane therefore takes only what it expects to begin within a bound, and puts off what waited longer all the same. What
 //! remains is the time of an attempt under way, for which the trackers' windows have room.
 //!
+//! How many are under way at a time is found out ([`crate::concurrency`]); an endpoint that does not answer gets none for a while
+//! ([`crate::breaker`]).
+//!
 //! A lane is what keeps a slow or hung endpoint from delaying others: its deliveries wait here and nowhere else, and it never
 //! holds more than a share of the budget that is free. With `n` lanes full and a share of 1/4, `4 / (4 + n)` of the budget
 //! stays free for the others.
 
-use crate::budget::Amount;
+use crate::{
+    breaker::{Admission, Breaker, BreakerLimits, Turn},
+    budget::Amount,
+    concurrency::{Concurrency, Fared},
+};
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -19,13 +26,17 @@ use std::{
 pub(crate) const MIN_DEFERRAL: Duration = Duration::from_secs(1);
 /// Deferrals are spread by up to this share of themselves, so that they do not come back as one burst.
 const SPREAD: f64 = 0.25;
+/// A lane flows when its endpoint answered within this time.
+const FLOWING: Duration = Duration::from_secs(1);
+/// A lane that was idle may be about to: so long its endpoint is given for its first answer.
+const GRACE: Duration = Duration::from_millis(100);
 /// Weight of the newest interval in the estimate of the drain rate.
 const SMOOTHING: f64 = 0.1;
 
 /// What bounds every lane.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Deliveries under way at a time.
+    /// Deliveries under way at a time, at most.
     pub(crate) in_flight: usize,
     /// Deliveries that wait.
     pub(crate) queue: usize,
@@ -35,6 +46,8 @@ pub(crate) struct Limits {
     pub(crate) wait: Duration,
     /// Longest deferral.
     pub(crate) max_deferral: Duration,
+    /// When the endpoint gets nothing.
+    pub(crate) breaker: BreakerLimits,
 }
 
 /// The lane of one subscription; `T` is a delivery.
@@ -48,6 +61,8 @@ struct State<T> {
     /// Bytes under way and waiting.
     bytes: usize,
     drain: Drain,
+    concurrency: Concurrency,
+    breaker: Breaker,
 }
 
 #[derive(Debug)]
@@ -67,6 +82,10 @@ struct Drain {
     service: Option<f64>,
     /// When a delivery last began or ended. Nothing since, although one could have: the lane is stalled.
     moved: Option<Instant>,
+    /// When the endpoint last answered.
+    answered: Option<Instant>,
+    /// When the lane was last idle and got something to do.
+    began: Option<Instant>,
     /// Deliveries deferred and, as far as the lane can tell, not yet made up for. An estimate: it tells later deferrals how long the
     /// queue is that stands elsewhere. It shrinks with each delivery made and is forgotten when the lane has nothing to do.
     deferred: usize,
@@ -79,8 +98,21 @@ pub(crate) enum Offer<T> {
     Start(T),
     /// It waits in the lane.
     Wait,
-    /// There is no room: it is to be deferred for so long.
-    Defer(T, Duration),
+    /// There is no room, but soon will be: the endpoint works off what the lane holds.
+    Full(T),
+    /// There is no room: it is to be put off.
+    Defer(PutOff<T>),
+}
+
+/// A delivery that its lane does not take.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PutOff<T> {
+    /// The delivery.
+    pub(crate) item: T,
+    /// For how long.
+    pub(crate) delay: Duration,
+    /// Whether the endpoint gets nothing at present; otherwise it is busy.
+    pub(crate) is_open: bool,
 }
 
 /// What follows the end of a delivery.
@@ -88,13 +120,24 @@ pub(crate) enum Offer<T> {
 pub(crate) struct Next<T> {
     /// The delivery to be made in its place; [`Lane::finish`] must follow.
     pub(crate) start: Option<T>,
-    /// What waited for too long, each with the time to defer it for.
-    pub(crate) overdue: Vec<(T, Duration)>,
+    /// One more beside that: the endpoint takes more at a time. [`Lane::finish`] must follow.
+    pub(crate) more: Option<T>,
+    /// What is put off.
+    pub(crate) overdue: Vec<PutOff<T>>,
+    /// Whether requests to the endpoint stopped or go on.
+    pub(crate) turn: Option<Turn>,
 }
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
-        Self(Mutex::new(State { active: 0, waiting: VecDeque::new(), bytes: 0, drain: Drain::default() }))
+        Self(Mutex::new(State {
+            active: 0,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            drain: Drain::default(),
+            concurrency: Concurrency::default(),
+            breaker: Breaker::default(),
+        }))
     }
 }
 
@@ -110,29 +153,52 @@ impl<T> Lane<T> {
         random: f64,
     ) -> Offer<T> {
         let mut state = self.lock();
+        match state.breaker.admit(now) {
+            Admission::Free => {}
+            Admission::Probe => return state.start(item, bytes, now),
+            Admission::Refused(until) => {
+                let delay = state.pause(until, limits, now, random);
+                return Offer::Defer(PutOff { item, delay, is_open: true });
+            }
+        }
         let held = state.active + state.waiting.len();
+        let bound = state.concurrency.bound(limits.in_flight);
+        // An idle lane always takes one, so that a short budget or a large event never shuts a subscription out.
+        if held == 0 {
+            state.drain.began = Some(now);
+            return state.start(item, bytes, now);
+        }
         let within_share =
             held < free.count / limits.share && state.bytes + bytes <= free.bytes / limits.share;
-        // An idle lane always takes one, so that a short budget or a large event never shuts a subscription out.
-        let has_room = within_share && held < limits.in_flight + limits.queue;
-        if held > 0 && !(has_room && state.expected_wait(limits, now) <= limits.wait.as_secs_f64()) {
-            let delay = state.drain.plan(held, limits, now);
-            return Offer::Defer(item, delay.mul_f64(1.0 + SPREAD * random));
+        let is_soon = state.expected_wait(limits, now) <= limits.wait.as_secs_f64();
+        if !(within_share && is_soon && held < bound + limits.queue) {
+            if is_soon && state.drain.flows(now) {
+                return Offer::Full(item);
+            }
+            let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
+            return Offer::Defer(PutOff { item, delay, is_open: false });
+        }
+        if state.active < bound {
+            return state.start(item, bytes, now);
         }
         state.bytes += bytes;
-        if state.active < limits.in_flight {
-            state.active += 1;
-            state.drain.moved = Some(now);
-            return Offer::Start(item);
-        }
         state.waiting.push_back(Waiting { item, bytes, since: now });
         Offer::Wait
+    }
+
+    /// The wait for a delivery that found the lane full and is not to be offered again. `random` is in `[0, 1)`.
+    pub(crate) fn put_off(&self, item: T, limits: &Limits, now: Instant, random: f64) -> PutOff<T> {
+        let mut state = self.lock();
+        let (held, bound) = (state.active + state.waiting.len(), state.concurrency.bound(limits.in_flight));
+        let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
+        PutOff { item, delay, is_open: false }
     }
 
     /// Ends a delivery of `bytes` that began at `began`. `random` is in `[0, 1)`.
     pub(crate) fn finish(
         &self,
         bytes: usize,
+        fared: Fared,
         limits: &Limits,
         began: Instant,
         now: Instant,
@@ -140,22 +206,23 @@ impl<T> Lane<T> {
     ) -> Next<T> {
         let mut state = self.lock();
         state.bytes = state.bytes.saturating_sub(bytes);
-        state.drain.finished(began, now);
-        // Its turn has come, however late: it is made rather than put off.
-        let start = state.waiting.pop_front().map(|next| next.item);
-        if start.is_none() {
-            state.active = state.active.saturating_sub(1);
-        }
+        state.active = state.active.saturating_sub(1);
+        state.drain.finished(fared, began, now);
+        let others = state.active;
+        state.concurrency.ended(fared, began, now, others, limits.in_flight);
+        let turn = state.breaker.ended(fared, &limits.breaker, now, random);
+        let start = state.next(limits, now);
+        let more = if start.is_some() { state.next(limits, now) } else { None };
         if state.active == 0 {
             // The pause that follows says nothing about how fast the endpoint is, and there is room for whatever comes.
             state.drain.last = None;
             state.drain.deferred = 0;
         }
-        Next { start, overdue: state.take_overdue(limits, now, random) }
+        Next { start, more, overdue: state.take_overdue(limits, now, random), turn }
     }
 
-    /// Takes what waited for too long out of the lane, each with the time to defer it for. `random` is in `[0, 1)`.
-    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant, random: f64) -> Vec<(T, Duration)> {
+    /// Takes what waited for too long out of the lane. `random` is in `[0, 1)`.
+    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant, random: f64) -> Vec<PutOff<T>> {
         self.lock().take_overdue(limits, now, random)
     }
 
@@ -174,9 +241,27 @@ impl<T> Lane<T> {
 }
 
 impl<T> State<T> {
+    fn start(&mut self, item: T, bytes: usize, now: Instant) -> Offer<T> {
+        self.bytes += bytes;
+        self.active += 1;
+        self.drain.moved = Some(now);
+        Offer::Start(item)
+    }
+
+    /// The next delivery that may begin. Its turn has come, however late: it is made rather than put off.
+    fn next(&mut self, limits: &Limits, now: Instant) -> Option<T> {
+        if self.active >= self.concurrency.bound(limits.in_flight) || !self.breaker.is_closed() {
+            return None;
+        }
+        let next = self.waiting.pop_front()?;
+        self.active += 1;
+        self.drain.moved = Some(now);
+        Some(next.item)
+    }
+
     /// Seconds until a delivery offered now would begin, as far as the lane can tell.
     fn expected_wait(&self, limits: &Limits, now: Instant) -> f64 {
-        if self.active < limits.in_flight {
+        if self.active < self.concurrency.bound(limits.in_flight) {
             return 0.0;
         }
         let by_rate =
@@ -185,22 +270,39 @@ impl<T> State<T> {
         by_rate.max(self.drain.stalled(now))
     }
 
-    fn take_overdue(&mut self, limits: &Limits, now: Instant, random: f64) -> Vec<(T, Duration)> {
-        let is_overdue = |waiting: &Waiting<T>| now.saturating_duration_since(waiting.since) > limits.wait;
+    /// The wait until the breaker may have closed.
+    fn pause(&mut self, until: Option<Instant>, limits: &Limits, now: Instant, random: f64) -> Duration {
+        let pause = until.map_or(limits.breaker.pause, |until| until.saturating_duration_since(now));
+        let bound = self.concurrency.bound(limits.in_flight);
+        pause.max(self.drain.plan(0, bound, limits, now)).mul_f64(1.0 + SPREAD * random)
+    }
+
+    fn take_overdue(&mut self, limits: &Limits, now: Instant, random: f64) -> Vec<PutOff<T>> {
+        let is_open = !self.breaker.is_closed();
+        let is_overdue =
+            |waiting: &Waiting<T>| is_open || now.saturating_duration_since(waiting.since) > limits.wait;
         let mut overdue = Vec::new();
         while self.waiting.front().is_some_and(is_overdue)
             && let Some(Waiting { item, bytes, .. }) = self.waiting.pop_front()
         {
             self.bytes = self.bytes.saturating_sub(bytes);
-            let delay = self.drain.plan(self.active, limits, now);
-            overdue.push((item, delay.mul_f64(1.0 + SPREAD * random)));
+            let bound = self.concurrency.bound(limits.in_flight);
+            let planned = self.drain.plan(self.active, bound, limits, now);
+            let delay = match self.breaker.probes_at() {
+                Some(until) => planned.max(until.saturating_duration_since(now)),
+                None => planned,
+            };
+            overdue.push(PutOff { item, delay: delay.mul_f64(1.0 + SPREAD * random), is_open });
         }
         overdue
     }
 }
 
 impl Drain {
-    fn finished(&mut self, began: Instant, now: Instant) {
+    fn finished(&mut self, fared: Fared, began: Instant, now: Instant) {
+        if fared == Fared::Well {
+            self.answered = Some(now);
+        }
         let took = now.saturating_duration_since(began).as_secs_f64();
         self.service = Some(self.service.map_or(took, |old| old + SMOOTHING * (took - old)));
         self.moved = Some(now);
@@ -213,12 +315,12 @@ impl Drain {
 
     /// The wait until the lane has drained `backlog` and what it deferred before, at its present rate: so deferrals come back about
     /// as fast as the endpoint takes them, and a passing stall lengthens only the waits that are planned during it.
-    fn plan(&mut self, backlog: usize, limits: &Limits, now: Instant) -> Duration {
+    fn plan(&mut self, backlog: usize, bound: usize, limits: &Limits, now: Instant) -> Duration {
         let longest = limits.max_deferral.as_secs_f64();
         let interval = self
             .interval
             .unwrap_or(0.0)
-            .max(self.service.unwrap_or(0.0) / limits.in_flight as f64)
+            .max(self.service.unwrap_or(0.0) / bound as f64)
             .max(self.stalled(now) / backlog.max(1) as f64);
         let wait = interval * (backlog + self.deferred) as f64;
         // Beyond the longest deferral a longer queue changes nothing; counting on would only make it slow to forget.
@@ -226,6 +328,14 @@ impl Drain {
             self.deferred += 1;
         }
         Duration::from_secs_f64(wait.min(longest)).max(MIN_DEFERRAL)
+    }
+
+    /// Whether the endpoint answers at present.
+    fn flows(&self, now: Instant) -> bool {
+        let is_within = |since: Option<Instant>, longest| {
+            since.is_some_and(|since| now.saturating_duration_since(since) <= longest)
+        };
+        is_within(self.answered, FLOWING) || is_within(self.began, GRACE)
     }
 
     /// Seconds since a delivery began or ended.
@@ -245,14 +355,39 @@ mod tests {
         share: 8,
         wait: Duration::from_secs(3600),
         max_deferral: Duration::from_secs(60),
+        breaker: BreakerLimits {
+            failures: 3,
+            percent: 100,
+            pause: Duration::from_secs(20),
+            max_pause: Duration::from_secs(40),
+        },
     };
     const PLENTY: Amount = Amount { count: 1_000, bytes: 1_000_000 };
 
     /// Ends a delivery that took no time.
-    fn finish<T>(lane: &Lane<T>, now: Instant) -> Option<T> {
-        let next = lane.finish(1, &LIMITS, now, now, 0.0);
-        assert!(next.overdue.is_empty());
+    fn finish<T: std::fmt::Debug>(lane: &Lane<T>, now: Instant) -> Option<T> {
+        let next = lane.finish(1, Fared::Well, &LIMITS, now, now, 0.0);
+        assert!(next.overdue.is_empty() && next.more.is_none() && next.turn.is_none());
         next.start
+    }
+
+    /// How long a delivery is put off that finds no room.
+    fn put_off<T: std::fmt::Debug>(
+        lane: &Lane<T>,
+        item: T,
+        free: Amount,
+        limits: &Limits,
+        now: Instant,
+    ) -> Duration {
+        match lane.offer(item, 1, free, limits, now, 0.0) {
+            Offer::Full(item) => lane.put_off(item, limits, now, 0.0).delay,
+            Offer::Defer(put_off) => put_off.delay,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn busy<T>(item: T, delay: Duration) -> Offer<T> {
+        Offer::Defer(PutOff { item, delay, is_open: false })
     }
 
     #[test]
@@ -265,9 +400,14 @@ mod tests {
         for item in 3..=5 {
             assert_eq!(offer(item), Offer::Wait);
         }
-        assert_eq!(offer(6), Offer::Defer(6, MIN_DEFERRAL));
+        // It has only just begun.
+        assert_eq!(offer(6), Offer::Full(6));
+        let later = now + 2 * GRACE;
+        assert_eq!(lane.offer(6, 1, PLENTY, &LIMITS, later, 0.0), busy(6, MIN_DEFERRAL));
         assert_eq!(finish(&lane, now), Some(3));
         assert_eq!(offer(7), Offer::Wait);
+        // The endpoint answers: there will be room soon.
+        assert_eq!(offer(8), Offer::Full(8));
         assert_eq!(lane.take_waiting(), [4, 5, 7]);
         assert_eq!(finish(&lane, now), None);
         assert_eq!(finish(&lane, now), None);
@@ -280,9 +420,9 @@ mod tests {
         let now = Instant::now();
         let scarce = Amount { count: 8, bytes: 80 };
         assert!(matches!(lane.offer(1, 50, scarce, &LIMITS, now, 0.0), Offer::Start(_)));
-        assert!(matches!(lane.offer(2, 1, scarce, &LIMITS, now, 0.0), Offer::Defer(..)));
+        assert!(matches!(lane.offer(2, 1, scarce, &LIMITS, now, 0.0), Offer::Full(_)));
         let large = Amount { count: 1_000, bytes: 480 };
-        assert!(matches!(lane.offer(3, 20, large, &LIMITS, now, 0.0), Offer::Defer(..)));
+        assert!(matches!(lane.offer(3, 20, large, &LIMITS, now, 0.0), Offer::Full(_)));
         assert!(matches!(lane.offer(4, 10, large, &LIMITS, now, 0.0), Offer::Start(_)));
     }
 
@@ -300,10 +440,7 @@ mod tests {
             lane.offer(9, 1, PLENTY, &LIMITS, now, 0.0);
         }
         let now = start + Duration::from_secs(6);
-        let mut delays = (0..3).map(|item| match lane.offer(item, 1, PLENTY, &LIMITS, now, 0.0) {
-            Offer::Defer(_, delay) => delay.as_secs(),
-            other => panic!("{other:?}"),
-        });
+        let mut delays = (0..3).map(|item| put_off(&lane, item, PLENTY, &LIMITS, now).as_secs());
         assert_eq!((delays.next(), delays.next(), delays.next()), (Some(10), Some(12), Some(14)));
     }
 
@@ -316,10 +453,7 @@ mod tests {
         for item in 0..1_002 {
             lane.offer(item, 1, plenty, &limits, start, 0.0);
         }
-        let defer = |now| match lane.offer(0, 1, plenty, &limits, now, 0.0) {
-            Offer::Defer(_, delay) => delay,
-            other => panic!("{other:?}"),
-        };
+        let defer = |now| put_off(&lane, 0, plenty, &limits, now);
         // One delivery after 40 s, then one per millisecond.
         let mut now = start + Duration::from_secs(40);
         finish(&lane, start);
@@ -352,17 +486,18 @@ mod tests {
         assert_eq!(offer(2, 1), Offer::Wait);
         assert_eq!(offer(3, 4), Offer::Wait);
         // Nothing ended in six seconds.
-        assert!(matches!(offer(4, 6), Offer::Defer(..)));
+        assert!(matches!(offer(4, 6), Offer::Defer(_)));
         let items =
-            |overdue: Vec<(i32, Duration)>| overdue.into_iter().map(|(item, _)| item).collect::<Vec<_>>();
+            |overdue: Vec<PutOff<i32>>| overdue.into_iter().map(|put_off| put_off.item).collect::<Vec<_>>();
         assert_eq!(items(lane.take_overdue(&SHORT, at(6), 0.0)), [0; 0]);
         assert_eq!(items(lane.take_overdue(&SHORT, at(7), 0.0)), [2]);
-        assert!(matches!(offer(5, 7), Offer::Defer(5, delay) if delay > SHORT.wait));
+        assert!(matches!(offer(5, 7), Offer::Defer(put_off) if put_off.delay > SHORT.wait));
         // Both time out at the same instant, which does not make the endpoint fast.
-        assert_eq!(lane.finish(1, &SHORT, at(0), at(15), 0.0), Next { start: Some(3), overdue: Vec::new() });
-        assert_eq!(lane.finish(1, &SHORT, at(0), at(15), 0.0).start, None);
+        let finish = || lane.finish(1, Fared::Unknown, &SHORT, at(0), at(15), 0.0);
+        assert_eq!(finish(), Next { start: Some(3), more: None, overdue: Vec::new(), turn: None });
+        assert_eq!(finish().start, None);
         assert!(matches!(offer(6, 15), Offer::Start(_)));
-        assert!(matches!(offer(7, 15), Offer::Defer(..)));
+        assert!(matches!(offer(7, 15), Offer::Defer(_)));
     }
 
     #[test]
@@ -374,7 +509,7 @@ mod tests {
         }
         let now = start + Duration::from_secs(1);
         for item in [2, 3] {
-            lane.finish(1, &SHORT, start, now, 0.0);
+            lane.finish(1, Fared::Well, &SHORT, start, now, 0.0);
             assert!(matches!(lane.offer(item, 1, VAST, &SHORT, now, 0.0), Offer::Start(_)));
         }
         // Two at a time, each takes a second: ten in five seconds.
@@ -383,8 +518,49 @@ mod tests {
         assert_eq!(waiting, 10);
         // A finish takes along what waited for too long.
         let late = now + Duration::from_secs(6);
-        let next = lane.finish(1, &SHORT, now, late, 0.0);
+        let next = lane.finish(1, Fared::Well, &SHORT, now, late, 0.0);
         assert_eq!((next.start, next.overdue.len()), (Some(0), 9));
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_answer_gets_one_probe_after_a_pause_and_the_rest_is_put_off() {
+        let lane = Lane::default();
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let fail = |second| lane.finish(1, Fared::Badly, &LIMITS, start, at(second), 0.0);
+        let offer = |item, second| lane.offer(item, 1, PLENTY, &LIMITS, at(second), 0.0);
+        for item in 0..5 {
+            offer(item, 0);
+        }
+        // The bound shrinks to one: nothing begins in the place of the first.
+        assert_eq!(fail(1).start, None);
+        assert_eq!(fail(1).start, Some(2));
+        let opened = fail(1);
+        assert_eq!((opened.start, opened.turn), (None, Some(Turn::Opened)));
+        let put_off = |item| PutOff { item, delay: LIMITS.breaker.pause, is_open: true };
+        assert_eq!(opened.overdue, [put_off(3), put_off(4)]);
+        assert_eq!(offer(5, 1), Offer::Defer(put_off(5)));
+        assert_eq!(offer(6, 21), Offer::Start(6));
+        assert!(matches!(offer(7, 21), Offer::Defer(PutOff { is_open: true, .. })));
+        let closed = lane.finish(1, Fared::Well, &LIMITS, at(21), at(22), 0.0);
+        assert_eq!(closed.turn, Some(Turn::Closed));
+        assert_eq!(offer(8, 22), Offer::Start(8));
+    }
+
+    #[test]
+    fn more_begin_as_the_endpoint_takes_more_at_a_time() {
+        let lane = Lane::default();
+        let limits = Limits { in_flight: 64, queue: 1_000, ..LIMITS };
+        let now = Instant::now();
+        let mut under_way = (0..200)
+            .filter(|&item| matches!(lane.offer(item, 1, VAST, &limits, now, 0.0), Offer::Start(_)))
+            .count();
+        assert_eq!(under_way, 8);
+        for _ in 0..20 {
+            let next = lane.finish(1, Fared::Well, &limits, now, now, 0.0);
+            under_way = under_way - 1 + usize::from(next.start.is_some()) + usize::from(next.more.is_some());
+        }
+        assert_eq!(under_way, 28);
     }
 
     proptest! {
@@ -401,9 +577,12 @@ mod tests {
                 lane.offer(0, 1, PLENTY, &LIMITS, now, random);
             }
             for item in 0..offers {
-                if let Offer::Defer(_, delay) = lane.offer(item, 1, PLENTY, &LIMITS, now, random) {
-                    prop_assert!(delay >= MIN_DEFERRAL && delay <= LIMITS.max_deferral.mul_f64(1.0 + SPREAD));
-                }
+                let delay = match lane.offer(item, 1, PLENTY, &LIMITS, now, random) {
+                    Offer::Full(item) => lane.put_off(item, &LIMITS, now, random).delay,
+                    Offer::Defer(put_off) => put_off.delay,
+                    Offer::Start(_) | Offer::Wait => continue,
+                };
+                prop_assert!(delay >= MIN_DEFERRAL && delay <= LIMITS.max_deferral.mul_f64(1.0 + SPREAD));
             }
         }
     }

@@ -6,17 +6,22 @@
 //! One consumer group per topic, so that resetting one never fires another again. Their names carry the topic prefix:
 //! `<prefix>dispatcher` for `events`, `<prefix>dispatcher-due` and `<prefix>dispatcher-replays`.
 //!
-//! A record's way: `intake` (a thread per partition) → `route` (which subscriptions) → `lane` (when) →
+//! A record's way: `drain` (a thread per partition) → `route` (which subscriptions) → `lane` (when) → `worker` (a thread per core) →
 //! `deliver` (`attempt`, `classify`) → `outcomes` (until acknowledged) → `tracker` → `commit`.
 
 mod attempt;
+mod backlog;
+mod breaker;
 mod budget;
 mod classify;
 mod commit;
+mod concurrency;
 pub mod config;
 mod connect;
+mod connection;
 mod deliver;
 mod delivery;
+mod drain;
 pub mod error;
 mod filters;
 mod headers;
@@ -26,20 +31,25 @@ mod lane;
 mod life;
 mod metrics;
 mod outcomes;
+mod ownership;
 mod partition;
+mod pool;
 mod read_map;
 mod repeats;
 mod resolve;
+mod response;
 mod route;
 mod sign;
 mod subscriptions;
+mod target;
 mod tracker;
+mod worker;
 
 pub use config::Settings;
 pub use error::Error;
 
 use budget::{Amount, Budget};
-use connect::EndpointClient;
+use connect::Connector;
 use deliver::Deliverer;
 use floodway_runtime::{
     Context,
@@ -53,6 +63,7 @@ use kafka_health::KafkaHealth;
 use life::{Life, Phase};
 use metrics::Metrics;
 use outcomes::Outcomes;
+use pool::PoolLimits;
 use route::Router;
 use std::{
     sync::Arc,
@@ -61,6 +72,7 @@ use std::{
 };
 use subscriptions::Subscriptions;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use worker::Workers;
 
 /// The topics consumed, each with the name of its consumer group, without the prefix.
 pub const CONSUMER_GROUPS: [(Topic, &str); 3] =
@@ -81,7 +93,7 @@ const THREADS_PATIENCE: Duration = Duration::from_secs(20);
 pub struct Dispatcher {
     settings: Settings,
     context: Context,
-    client: EndpointClient,
+    connector: Connector,
     health: Arc<KafkaHealth>,
     config_health: floodway_runtime::health::Component,
 }
@@ -93,7 +105,7 @@ impl Dispatcher {
     /// When a setting cannot be used, or topics are missing or not as they have to be.
     pub async fn bind(settings: Settings, context: Context) -> Result<Self, Error> {
         settings.validate().map_err(Error::Settings)?;
-        let client = connect::client(&settings)?;
+        let connector = Connector::new(&settings)?;
         let health = Arc::new(KafkaHealth::new(context.health.component("kafka", true)));
         let config_health = context.health.component("config", true);
         match topics::check(&context.kafka, &TOPICS).await {
@@ -101,7 +113,7 @@ impl Dispatcher {
             Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
             Err(error) => return Err(error.into()),
         }
-        Ok(Self { settings, context, client, health, config_health })
+        Ok(Self { settings, context, connector, health, config_health })
     }
 
     /// Delivers until the context's shutdown token is cancelled, then drains: no record is taken any more, attempts
@@ -208,7 +220,7 @@ struct Parts {
 
 impl Parts {
     fn start(dispatcher: &Dispatcher) -> Result<Self, Error> {
-        let Dispatcher { settings, context, client, health, .. } = dispatcher;
+        let Dispatcher { settings, context, connector, health, .. } = dispatcher;
         let life = Arc::new(Life::default());
         let metrics = Arc::new(Metrics::new());
         let subscriptions = Arc::new(Subscriptions::default());
@@ -228,14 +240,21 @@ impl Parts {
             max_retry_after: settings.max_retry_after,
             limits: Deliverer::limits(settings),
             budget: Budget::new(Amount { count: settings.max_deliveries, bytes: settings.max_bytes }),
-            client: client.clone(),
+            connector: connector.clone(),
+            workers: Workers::new(settings.worker_threads()),
             outcomes: Arc::clone(&outcomes),
             metrics,
             life: Arc::clone(&life),
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),
-            runtime: tokio::runtime::Handle::current(),
         });
+        let limits = PoolLimits {
+            connections: settings.max_connections,
+            per_host: settings.max_connections_per_host,
+            idle_per_host: settings.pool_max_idle_per_host,
+            idle_timeout: settings.pool_idle_timeout,
+        };
+        Workers::start(&deliverer, limits).map_err(KafkaError::from)?;
         let router = Arc::new(Router::new(
             Arc::clone(&subscriptions),
             Arc::clone(&deliverer),
@@ -258,6 +277,9 @@ impl Parts {
         let life = Arc::clone(&self.life);
         off_runtime(move || life.stop_taking()).await;
         self.finish_deliveries(drain_deadline).await;
+        let deliverer = Arc::clone(&self.deliverer);
+        deliverer.cut_off.cancel();
+        off_runtime(move || deliverer.workers.join()).await;
         let outcomes = Arc::clone(&self.outcomes);
         if !off_runtime(move || outcomes.flush(FLUSH_PATIENCE)).await.unwrap_or(false) {
             tracing::warn!("Kafka did not acknowledge all outcomes: their deliveries are made again");

@@ -1,6 +1,7 @@
 //! The dispatcher's metrics: names, descriptions and handles, made once. No label names a tenant or a subscription.
 #![allow(clippy::disallowed_macros, reason = "this is the file that the ban points to")]
 
+use crate::breaker::Turn;
 use floodway_schemas::{
     outcome::{ErrorClass, OutcomeKind},
     topic::Topic,
@@ -21,6 +22,8 @@ const PARTITIONS: &str = "floodway_dispatcher_assigned_partitions";
 const COMMIT_FAILURES: &str = "floodway_dispatcher_commit_failures_total";
 const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
+const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
+const CONNECTIONS: &str = "floodway_dispatcher_connections";
 const FILTERED: &str = "floodway_dispatcher_filtered_total";
 const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
 
@@ -53,6 +56,8 @@ pub(crate) enum Deferral {
     Paused,
     /// Its subscription is not known yet.
     Unknown,
+    /// Its endpoint gets no requests at present.
+    Open,
     /// This process ends and its lane would not drain in time.
     Leaving,
     /// Its attempt panicked.
@@ -62,9 +67,10 @@ pub(crate) enum Deferral {
 /// Handles of all metrics.
 pub(crate) struct Metrics {
     deliveries: Vec<Counter>,
-    deferred: [Counter; 5],
+    deferred: [Counter; 6],
     skipped: [Counter; 3],
     filtered: [Counter; 2],
+    breakers: [Counter; 2],
     /// Seconds of an attempt, body included.
     pub(crate) attempt_seconds: Histogram,
     /// Seconds from the receipt of an event to the end of its first attempt.
@@ -89,6 +95,19 @@ pub(crate) struct IntakeMetrics {
     pub(crate) commit_failures: Counter,
 }
 
+/// Handles of the metrics of one worker's connections.
+pub(crate) struct PoolMetrics {
+    /// Connections to endpoints, those that are being made included.
+    pub(crate) connections: Gauge,
+}
+
+impl PoolMetrics {
+    /// Registers them.
+    pub(crate) fn new() -> Self {
+        Self { connections: gauge!(CONNECTIONS) }
+    }
+}
+
 impl Metrics {
     /// Describes and registers everything.
     pub(crate) fn new() -> Self {
@@ -102,10 +121,11 @@ impl Metrics {
         }
         Self {
             deliveries,
-            deferred: ["busy", "paused", "unknown_subscription", "leaving", "panic"]
+            deferred: ["busy", "paused", "unknown_subscription", "open", "leaving", "panic"]
                 .map(|reason| counter!(DEFERRED, "reason" => reason)),
             skipped: ["undecodable", "settled", "repeat"].map(|reason| counter!(SKIPPED, "reason" => reason)),
             filtered: ["out", "failed"].map(|result| counter!(FILTERED, "result" => result)),
+            breakers: ["opened", "closed"].map(|change| counter!(BREAKERS, "change" => change)),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),
             first_attempt_seconds: histogram!(FIRST_ATTEMPT_SECONDS),
             in_flight: gauge!(IN_FLIGHT),
@@ -127,6 +147,11 @@ impl Metrics {
     /// Counts a deferral.
     pub(crate) fn deferred(&self, reason: Deferral) {
         self.deferred[reason as usize].increment(1);
+    }
+
+    /// Counts that requests to an endpoint stopped or go on.
+    pub(crate) fn turned(&self, turn: Turn) {
+        self.breakers[turn as usize].increment(1);
     }
 
     /// Counts an event that a filter kept from its subscription.
@@ -173,6 +198,8 @@ fn describe() {
     describe_counter!(COMMIT_FAILURES, "Commits of progress that failed, by topic");
     describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
     describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
+    describe_counter!(BREAKERS, "Endpoints that get no requests any more, or get them again, by change");
+    describe_gauge!(CONNECTIONS, "Connections to endpoints, those that are being made included");
     describe_counter!(
         FILTERED,
         "Events that a subscription's filter did not let pass, or could not decide about, by result"

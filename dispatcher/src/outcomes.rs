@@ -36,6 +36,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Milliseconds that an outcome waits for others to be sent with. At a few hundred deliveries a second each would else be a request of
+/// its own, which cost more CPU than the delivery.
+const LINGER_MS: &str = "20";
 /// First and longest pause before outcomes are produced again. Kafka's own message timeout comes on top.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -117,7 +120,7 @@ impl Outcomes {
         let shared = Arc::new(Shared {
             kafka: kafka.clone(),
             topic: kafka.topic(Topic::Outcomes),
-            producer: RwLock::new(Arc::new(kafka.producer().create_with_context(context.clone())?)),
+            producer: RwLock::new(Arc::new(new_producer(kafka, &context)?)),
             context,
             ended: AtomicBool::new(false),
         });
@@ -220,6 +223,14 @@ impl Outcomes {
     }
 }
 
+/// A producer of outcomes. Nobody waits for a single one, so many go into one request.
+fn new_producer(
+    kafka: &KafkaSettings,
+    context: &OutcomeContext,
+) -> Result<ThreadedProducer<OutcomeContext>, ClientError> {
+    kafka.producer().set("linger.ms", LINGER_MS).create_with_context(context.clone())
+}
+
 impl Shared {
     fn producer(&self) -> Arc<ThreadedProducer<OutcomeContext>> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
@@ -280,7 +291,7 @@ impl Shared {
         let producer = self.producer();
         let Some((code, reason)) = producer.client().fatal_error() else { return };
         tracing::error!(%code, reason, "the producer of outcomes failed for good and is replaced");
-        match self.kafka.producer().create_with_context(self.context.clone()) {
+        match new_producer(&self.kafka, &self.context) {
             Ok(fresh) => *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
             Err(error) => self.context.health.down(format!("producer of outcomes: {error}")),
         }

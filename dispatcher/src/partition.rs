@@ -92,7 +92,7 @@ impl Partition {
             if known == Some(tracker.revision()) {
                 return None;
             }
-            (tracker.revision(), tracker.progress())
+            (tracker.revision(), tracker.progress_of(commit::MAX_OPEN))
         };
         let (offset, metadata) = commit::encode(self.run, &progress);
         Some(Snapshot { revision, offset, metadata })

@@ -1,12 +1,14 @@
 //! From a record to deliveries: decode, find the subscriptions, decide what needs no attempt.
 
 use crate::{
+    backlog::{Backlog, Reading},
     budget::Source,
     config::Settings,
-    deliver::Deliverer,
+    deliver::{Deliverer, Taken},
     delivery::{Delivery, Order, Settlement},
     filters::Filters,
     headers::PreparedEvent,
+    life::Phase,
     metrics::{Deferral, Filtered, Metrics, Skip},
     partition::{Partition, Receipt},
     repeats::{Fingerprint, Repeats},
@@ -116,6 +118,7 @@ impl Router {
     /// Whether another record of `topic` may be taken; waits for that up to about [`ROOM_WAIT`]. Blocks the thread.
     pub(crate) fn wait_for_room(&self, topic: Topic) -> bool {
         if self.is_stalled() || (topic == Topic::Events && !self.is_config_current()) {
+            self.signal();
             std::thread::sleep(ROOM_WAIT);
             return false;
         }
@@ -124,32 +127,70 @@ impl Router {
             Topic::Replays => Source::Replays,
             _ => Source::Events,
         };
-        self.deliverer.budget.wait_for_room(source, ROOM_WAIT)
+        let budget = &self.deliverer.budget;
+        budget.wait_for_room(source, Duration::ZERO) || {
+            self.signal();
+            budget.wait_for_room(source, ROOM_WAIT)
+        }
     }
 
     /// Takes a record: counts its deliveries in the partition's tracker, then sets them off as there is room for them. Blocks the
     /// thread for that. When taking ends meanwhile, the rest is left to the next owner, for the record is not settled then.
-    pub(crate) fn accept(&self, partition: &Arc<Partition>, record: &Record, repeats: &mut Repeats) {
+    /// What its lane has no room for goes to the partition's backlog.
+    pub(crate) fn accept(
+        &self,
+        partition: &Arc<Partition>,
+        record: &Record,
+        repeats: &mut Repeats,
+        backlog: &mut Backlog,
+    ) {
         let life = &self.deliverer.life;
         let received = Instant::now();
         let Some(Some(Plan { event, steps })) = life.while_running(|| self.begin(partition, record, repeats))
         else {
             return;
         };
+        let mut others = false;
         for (taken, step) in steps.into_iter().enumerate() {
             // There was room for the first one before the record was taken.
             if taken > 0 && !self.wait_for_budget(partition, Source::of(&step.cause)) {
                 return;
             }
             let receipt = Receipt::new(partition, record.offset);
-            if life.while_running(|| self.carry_out(step, &event, receipt, received)).is_none() {
-                return;
+            match life.while_running(|| self.carry_out(step, &event, receipt, received)) {
+                Some(Taken::Passed(lane)) => others |= backlog.passed(lane, record.timestamp),
+                Some(Taken::Settled) => {}
+                Some(Taken::Full(delivery)) => backlog.take(delivery, &self.deliverer),
+                None => return,
             }
         }
+        backlog.note(others, record.timestamp);
+    }
+
+    /// Offers what is held back of a partition again, and says whether to read on.
+    pub(crate) fn work_off(&self, backlog: &mut Backlog) -> Reading {
+        backlog.work(&self.deliverer)
+    }
+
+    /// Lets go of what is held back of a partition that is not read any more. When the dispatcher ends it is deferred, for nobody
+    /// delivers its records to their other subscriptions again then; otherwise it is the next owner's.
+    pub(crate) fn leave(&self, backlog: Backlog) {
+        if self.deliverer.life.phase() == Phase::Draining {
+            backlog.leave(&self.deliverer);
+        }
+    }
+
+    /// Tells the workers of deliveries that may begin.
+    pub(crate) fn signal(&self) {
+        self.deliverer.workers.signal();
     }
 
     /// Waits for room in the budget; `false` when taking ends before.
     fn wait_for_budget(&self, partition: &Partition, source: Source) -> bool {
+        if self.deliverer.budget.wait_for_room(source, Duration::ZERO) {
+            return true;
+        }
+        self.signal();
         loop {
             if partition.is_stopped() || !self.deliverer.life.is_running() {
                 return false;
@@ -265,7 +306,13 @@ impl Router {
         Ok(Some(Plan { event: Arc::new(event), steps: vec![step] }))
     }
 
-    fn carry_out(&self, step: Step, event: &Arc<PreparedEvent>, receipt: Receipt, received: Instant) {
+    fn carry_out(
+        &self,
+        step: Step,
+        event: &Arc<PreparedEvent>,
+        receipt: Receipt,
+        received: Instant,
+    ) -> Taken {
         let Step { cause, attempt, since, target } = step;
         let (subscription, record) = match &target {
             Target::Endpoint(endpoint) | Target::Undecided(endpoint, _) => {
@@ -279,7 +326,9 @@ impl Router {
         let now = clock::now();
         match target {
             Target::Endpoint(endpoint) => match endpoint.subscription.state {
-                SubscriptionState::Active => self.deliverer.offer(Delivery { order, endpoint, received }),
+                SubscriptionState::Active => {
+                    return self.deliverer.offer(Delivery { order, endpoint, received });
+                }
                 _ if now > endpoint.subscription.retry.expires_at(since) => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));
                 }
@@ -296,6 +345,7 @@ impl Router {
             }
             Target::Unknown(_) => self.deliverer.settle(order, Settlement::dropped()),
         }
+        Taken::Settled
     }
 
     fn defer(&self, order: Order, reason: Deferral, wait: Duration, now: UnixMillis) {

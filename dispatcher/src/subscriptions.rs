@@ -5,10 +5,10 @@
 
 use crate::{
     delivery::Delivery,
-    headers,
-    lane::{Lane, Limits},
+    lane::{Lane, Limits, PutOff},
     read_map::ReadMap,
     sign::SigningKeys,
+    target::Target,
 };
 use arc_swap::ArcSwap;
 use floodway_schemas::{
@@ -18,13 +18,12 @@ use floodway_schemas::{
     pattern::TypeIndex,
     seal::SealingKeys,
 };
-use http::{HeaderName, HeaderValue, Uri};
 use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// A subscription made ready for deliveries.
@@ -32,10 +31,8 @@ use std::{
 pub(crate) struct Endpoint {
     /// Its configuration, without what is elsewhere in this: headers and secrets.
     pub(crate) subscription: Subscription,
-    /// Where to; `None` when the URL is not one that HTTP can address.
-    pub(crate) uri: Option<Uri>,
-    /// Its own headers.
-    pub(crate) headers: Box<[(HeaderName, HeaderValue)]>,
+    /// Where to, and with which headers of its own; `None` when the URL is not one that HTTP can address.
+    pub(crate) target: Option<Target>,
     /// Its secrets, opened.
     pub(crate) keys: SigningKeys,
     /// Its lane, kept across changes of the configuration.
@@ -53,22 +50,12 @@ pub(crate) struct Subscriptions {
 
 impl Endpoint {
     fn new(mut subscription: Subscription, sealing: &SealingKeys, lane: Arc<Lane<Delivery>>) -> Self {
-        let mut url = subscription.url.clone();
-        // User information in a URL is for the connection, and no part of what is asked for.
-        let _ = url.set_username("").and_then(|()| url.set_password(None));
-        url.set_fragment(None);
         let keys = SigningKeys::open(&subscription, sealing);
+        let target = Target::new(&subscription.url, &subscription.headers);
         // There may be hundreds of thousands of them.
         subscription.secrets = Vec::new();
-        Self {
-            uri: Uri::try_from(url.as_str())
-                .ok()
-                .filter(|uri| matches!(uri.scheme_str(), Some("http" | "https"))),
-            headers: headers::custom_headers(std::mem::take(&mut subscription.headers)),
-            keys,
-            lane,
-            subscription,
-        }
+        subscription.headers = Default::default();
+        Self { target, keys, lane, subscription }
     }
 
     /// Whether an event of a type that it wants, recorded at `at`, is for this subscription.
@@ -111,8 +98,8 @@ impl Subscriptions {
         waiting
     }
 
-    /// Takes every delivery that waited for too long out of its lane, each with the time to defer it for.
-    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant) -> Vec<(Delivery, Duration)> {
+    /// Takes every delivery that waited for too long out of its lane.
+    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant) -> Vec<PutOff<Delivery>> {
         let mut overdue = Vec::new();
         self.by_id
             .for_each(|endpoint| overdue.extend(endpoint.lane.take_overdue(limits, now, rand::random())));
@@ -235,6 +222,14 @@ mod tests {
     #[test]
     fn many_subscriptions_take_little_memory_each_whoever_owns_them() {
         const COUNT: usize = 20_000;
+        println!(
+            "SIZES endpoint {} subscription {} target {} lane {} keys {}",
+            size_of::<Endpoint>(),
+            size_of::<Subscription>(),
+            size_of::<Target>(),
+            size_of::<Lane<Delivery>>(),
+            size_of::<SigningKeys>()
+        );
         let index = Subscriptions::default();
         let model = subscription(1, r#"["order.*"]"#, "active");
         let before = resident_bytes();

@@ -112,16 +112,29 @@ impl Tracker {
         self.window.len()
     }
 
-    /// Changes whenever [`Tracker::progress`] may have changed.
+    /// Changes whenever [`Tracker::progress_of`] may have changed.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// What is settled now.
-    pub(crate) fn progress(&self) -> Progress {
-        let received = self.window.iter().filter(|entry| entry.remaining > 0).map(|entry| entry.offset);
+    /// What is settled now, as far as the first `most` unsettled records tell: nothing is claimed beyond.
+    pub(crate) fn progress_of(&self, most: usize) -> Progress {
+        let mut open = Vec::new();
+        for entry in self.window.iter().filter(|entry| entry.remaining > 0) {
+            if open.len() == most {
+                return Progress { high: entry.offset, open };
+            }
+            open.push(entry.offset);
+        }
         let still_inherited = self.inherited.open.iter().copied().filter(|&offset| offset >= self.next);
-        Progress { high: self.next.max(self.inherited.high), open: received.chain(still_inherited).collect() }
+        open.extend(still_inherited);
+        Progress { high: self.next.max(self.inherited.high), open }
+    }
+
+    /// What is settled now.
+    #[cfg(test)]
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress_of(usize::MAX)
     }
 }
 
@@ -267,6 +280,9 @@ mod tests {
                     }
                     Step::Complete(_) => {}
                     Step::Commit => {
+                        let few = owner.tracker.progress_of(3);
+                        prop_assert_eq!(few.watermark(), owner.tracker.progress().watermark());
+                        prop_assert!((0..300).all(|offset| !few.is_settled(offset) || owner.tracker.progress().is_settled(offset)));
                         let progress = owner.tracker.progress();
                         for (&offset, &deliveries) in &log {
                             if progress.is_settled(offset) {

@@ -140,3 +140,60 @@ async fn an_event_for_many_subscriptions_takes_no_more_memory_than_there_is_and_
     }
     world.end(&[&second]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_for_one_endpoint_that_answers_flows_without_deferrals() {
+    // Many times what its lane and its partition hold.
+    const EVENTS: usize = 6_000;
+    let mut world = World::create(1).await;
+    let receiver = Receiver::ok().await;
+    let subscription = world.subscription(receiver.url(""));
+    world.publish(&subscription);
+    for event in 0..EVENTS {
+        world.send(&format!("{event:04}"), "a");
+    }
+    world.flush();
+    let settings = Settings { lane_queue: 100, ..World::settings() };
+    let running = world.run(settings).await;
+    let mut outcomes = world.outcomes();
+    let mut count = 0;
+    let deadline = Instant::now() + DEADLINE;
+    while count < EVENTS {
+        assert!(Instant::now() < deadline, "{count} of {EVENTS} events within {DEADLINE:?}");
+        count += 1;
+        let outcome = &outcomes.at_least(count).await[count - 1];
+        assert_eq!(outcome["kind"], "delivered");
+    }
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_never_answers_gets_fewer_and_fewer_requests_and_then_none() {
+    let mut world = World::create(1).await;
+    let mut hung = Receiver::start(|_| Answer::Hang).await;
+    let mut subscription = world.subscription(hung.url(""));
+    subscription.timeout_ms = 200;
+    world.publish(&subscription);
+    let settings = Settings {
+        breaker_failures: 10,
+        breaker_pause: Duration::from_secs(60),
+        drain_timeout: Duration::from_millis(100),
+        ..World::settings()
+    };
+    let running = world.run(settings).await;
+    let mut outcomes = world.outcomes();
+    let mut sent = 0;
+    // Each failure shrinks the bound; after ten in a row nothing is sent.
+    loop {
+        world.send(&format!("{sent:04}"), "a");
+        sent += 1;
+        let outcome = &outcomes.at_least(sent).await[sent - 1];
+        let wait = outcome["not_before"].as_i64().unwrap() - outcome["at"].as_i64().unwrap();
+        if outcome["kind"] == "deferred" && wait > 50_000 {
+            break;
+        }
+        assert!(sent < 100, "{outcome}");
+    }
+    assert_eq!(hung.rest().len(), 10);
+    world.end(&[&running]).await;
+}

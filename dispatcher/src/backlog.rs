@@ -1,0 +1,303 @@
+//! What a partition has read and its lanes have no room for yet, although their endpoints work them off.
+//!
+//! Deferring such deliveries would send them through the database and back for nothing when there is nothing else to deliver; waiting
+//! for room would make everything behind them in the partition wait. So they are held back, up to a bound, while the partition is read
+//! on. At the bound,
+//! - a partition that held nothing else waits for room: neither in the records that were read ahead, nor lately in the time of the
+//!   log, was there one that another lane took. Now and then it looks further ahead.
+//! - any other partition is read on, and what finds no room is deferred.
+//!
+//! Lanes of endpoints that hang or fail do not come here: what they have no room for is deferred at once.
+
+use crate::{
+    deliver::{Deliverer, Taken},
+    delivery::{Delivery, LaneId},
+};
+use floodway_schemas::UnixMillis;
+use smallvec::SmallVec;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// Deliveries held back per partition, and so the records that are read ahead: a few times what a lane takes in between two offers.
+const CAPACITY: usize = 2048;
+/// The same when less than [`SCARCE`] of the budget is free.
+const SCARCE_CAPACITY: usize = 16;
+/// Divisor of the budget that is left to others.
+const SCARCE: usize = 4;
+/// A partition in which another lane took something within this time of the log is not for full lanes alone.
+const ALONE: Duration = Duration::from_secs(10);
+/// Lanes that are remembered to have taken something.
+const RECENT: usize = 4;
+/// Longest wait before a partition looks further ahead, and how far. The records in between are deferred.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
+const LOOK_AHEAD: usize = CAPACITY;
+/// Time between two offers of what is held back: lanes that flow hold enough for longer.
+const OFFER_PAUSE: Duration = Duration::from_millis(2);
+
+/// What is held back of one partition.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    /// Each counts as under way: a dispatcher that ends sees to them.
+    held: VecDeque<(Delivery, TaskTrackerToken)>,
+    /// The lanes that they wait for.
+    full: Vec<LaneId>,
+    attention: Attention,
+    offered_at: Option<Instant>,
+}
+
+/// What the partition does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// It reads on.
+    On,
+    /// It waits a moment for room.
+    Pauses(Duration),
+}
+
+/// What becomes of a delivery whose lane is full.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// It is held back.
+    Hold,
+    /// It is deferred.
+    Defer,
+}
+
+impl Backlog {
+    /// Offers what is held back again, if it is time, and says whether to read on.
+    pub(crate) fn work(&mut self, deliverer: &Deliverer) -> Reading {
+        if self.held.is_empty() {
+            return Reading::On;
+        }
+        let now = Instant::now();
+        if self.offered_at.is_none_or(|at| now.saturating_duration_since(at) >= OFFER_PAUSE) {
+            self.offered_at = Some(now);
+            // Nothing begins any more once taking has ended.
+            deliverer.life.while_running(|| self.offer_again(deliverer));
+            deliverer.workers.signal();
+        }
+        let capacity = capacity(deliverer);
+        if self.attention.waits(self.held.len(), capacity, &self.full, now) {
+            Reading::Pauses(OFFER_PAUSE)
+        } else {
+            Reading::On
+        }
+    }
+
+    /// How long the partition may wait for records: what is held back is offered again then.
+    pub(crate) fn patience(&self, longest: Duration) -> Duration {
+        if self.held.is_empty() { longest } else { OFFER_PAUSE }
+    }
+
+    /// Takes a delivery whose lane is full, or defers it.
+    pub(crate) fn take(&mut self, delivery: Delivery, deliverer: &Deliverer) {
+        match self.attention.excess(self.held.len(), capacity(deliverer)) {
+            Excess::Hold => {
+                let lane = delivery.lane_id();
+                if !self.full.contains(&lane) {
+                    self.full.push(lane);
+                }
+                self.held.push_back((delivery, deliverer.tasks.token()));
+            }
+            Excess::Defer => deliverer.put_off(delivery),
+        }
+    }
+
+    /// Notes that a lane took a delivery of a record at once; returns whether it is another one than those that are full.
+    pub(crate) fn passed(&mut self, lane: LaneId, at: UnixMillis) -> bool {
+        self.attention.passed(lane, at);
+        !self.full.contains(&lane)
+    }
+
+    /// Notes a record of which deliveries were made: whether another lane than those that are full took one of them.
+    pub(crate) fn note(&mut self, others: bool, at: UnixMillis) {
+        self.attention.note(others, at);
+    }
+
+    /// Defers everything: the dispatcher ends.
+    pub(crate) fn leave(self, deliverer: &Deliverer) {
+        self.held.into_iter().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
+    }
+
+    /// Offers everything in turn; what its lane still has no room for stays, in the same order.
+    fn offer_again(&mut self, deliverer: &Deliverer) {
+        self.full.clear();
+        for _ in 0..self.held.len() {
+            let Some((delivery, under_way)) = self.held.pop_front() else { break };
+            let lane = delivery.lane_id();
+            if self.full.contains(&lane) {
+                self.held.push_back((delivery, under_way));
+            } else if let Taken::Full(delivery) = deliverer.offer(delivery) {
+                self.full.push(lane);
+                self.held.push_back((delivery, under_way));
+            }
+        }
+    }
+}
+
+fn capacity(deliverer: &Deliverer) -> usize {
+    if deliverer.budget.is_scarce(SCARCE) { SCARCE_CAPACITY } else { CAPACITY }
+}
+
+/// Whether a partition holds anything but deliveries for full lanes. Pure: time is an argument.
+#[derive(Debug, Default)]
+struct Attention {
+    /// Records in a row of which no other lane took anything at once.
+    in_a_row: usize,
+    /// The lanes that took something last, and when in the time of the log. The latest is at the end.
+    recent: SmallVec<[(LaneId, UnixMillis); RECENT]>,
+    /// Time of the newest record.
+    newest: Option<UnixMillis>,
+    waits_since: Option<Instant>,
+    /// Records that are still to be looked at although the partition would wait.
+    look_ahead: usize,
+}
+
+impl Attention {
+    fn passed(&mut self, lane: LaneId, at: UnixMillis) {
+        if let Some(last) = self.recent.last_mut()
+            && last.0 == lane
+        {
+            last.1 = at;
+            return;
+        }
+        self.recent.retain(|known| known.0 != lane);
+        if self.recent.len() == RECENT {
+            self.recent.remove(0);
+        }
+        self.recent.push((lane, at));
+    }
+
+    fn note(&mut self, others: bool, at: UnixMillis) {
+        self.newest = self.newest.max(Some(at));
+        if others {
+            self.in_a_row = 0;
+            self.look_ahead = 0;
+            self.waits_since = None;
+        } else {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+            self.look_ahead = self.look_ahead.saturating_sub(1);
+        }
+    }
+
+    fn excess(&self, held: usize, capacity: usize) -> Excess {
+        if held < capacity { Excess::Hold } else { Excess::Defer }
+    }
+
+    /// Whether to wait for room in the `full` lanes instead of reading on.
+    fn waits(&mut self, held: usize, capacity: usize, full: &[LaneId], now: Instant) -> bool {
+        if held < capacity || self.in_a_row < capacity || self.look_ahead > 0 || !self.is_alone(full) {
+            return false;
+        }
+        let since = *self.waits_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= LOOK_PAUSE {
+            self.waits_since = None;
+            self.look_ahead = LOOK_AHEAD;
+            return false;
+        }
+        true
+    }
+
+    /// Whether no lane but the full ones took anything lately.
+    fn is_alone(&self, full: &[LaneId]) -> bool {
+        let is_long_ago = |at| self.newest.is_none_or(|newest| newest.since(at) >= ALONE);
+        self.recent.iter().all(|(lane, at)| full.contains(lane) || is_long_ago(*at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FULL: LaneId = 1;
+    const OTHER: LaneId = 2;
+
+    /// Notes records of which `lane` took a delivery at once, or none did.
+    fn note(attention: &mut Attention, records: usize, lane: Option<LaneId>, at_seconds: i64) {
+        let at = UnixMillis(at_seconds * 1000);
+        for _ in 0..records {
+            if let Some(lane) = lane {
+                attention.passed(lane, at);
+            }
+            attention.note(lane.is_some_and(|lane| lane != FULL), at);
+        }
+    }
+
+    fn waits(attention: &mut Attention, held: usize, now: Instant) -> bool {
+        attention.waits(held, CAPACITY, &[FULL], now)
+    }
+
+    #[test]
+    fn a_partition_for_full_lanes_alone_waits_for_them() {
+        let mut attention = Attention::default();
+        let now = Instant::now();
+        // Before it was full, and when there was room for a moment, the lane took some itself.
+        note(&mut attention, 100, Some(FULL), 1);
+        note(&mut attention, CAPACITY - 101, None, 1);
+        note(&mut attention, 1, Some(FULL), 1);
+        note(&mut attention, 1, None, 1);
+        assert!(!waits(&mut attention, CAPACITY - 1, now));
+        assert_eq!(attention.excess(CAPACITY - 1, CAPACITY), Excess::Hold);
+        assert!(waits(&mut attention, CAPACITY, now));
+        // Room was found: it reads on.
+        assert!(!waits(&mut attention, CAPACITY - 20, now));
+    }
+
+    #[test]
+    fn a_partition_in_which_others_were_met_is_read_on_and_the_excess_deferred() {
+        let mut attention = Attention::default();
+        let now = Instant::now();
+        note(&mut attention, 1, Some(OTHER), 100);
+        note(&mut attention, 1, Some(FULL), 100);
+        note(&mut attention, 50 * CAPACITY, None, 109);
+        assert!(!waits(&mut attention, CAPACITY, now));
+        assert_eq!(attention.excess(CAPACITY, CAPACITY), Excess::Defer);
+        // For ten seconds of the log there was nobody else.
+        note(&mut attention, 1, None, 110);
+        assert!(waits(&mut attention, CAPACITY, now));
+        note(&mut attention, 1, Some(OTHER), 110);
+        assert!(!waits(&mut attention, CAPACITY, now));
+    }
+
+    #[test]
+    fn a_partition_that_waits_looks_further_ahead_now_and_then() {
+        let mut attention = Attention::default();
+        let now = Instant::now();
+        note(&mut attention, CAPACITY, None, 1);
+        assert!(waits(&mut attention, CAPACITY, now));
+        let later = now + LOOK_PAUSE;
+        assert!(!waits(&mut attention, CAPACITY, later));
+        note(&mut attention, LOOK_AHEAD - 1, None, 1);
+        assert!(!waits(&mut attention, CAPACITY, later));
+        note(&mut attention, 1, None, 1);
+        assert!(waits(&mut attention, CAPACITY, later));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_waits_behind_a_full_lane_in_a_shared_partition(
+            records in proptest::collection::vec((0usize..4, 0i64..5_000), 1..200), held in 0usize..5_000,
+        ) {
+            let mut attention = Attention::default();
+            let (now, mut at, mut last_other) = (Instant::now(), 0, None);
+            for (lane, millis) in records {
+                at += millis;
+                // None, the full one, or others.
+                if lane > 0 {
+                    attention.passed(lane, UnixMillis(at));
+                }
+                attention.note(lane > FULL, UnixMillis(at));
+                if lane > FULL {
+                    last_other = Some(at);
+                }
+                if last_other.is_some_and(|other| at - other < 10_000) {
+                    prop_assert!(!attention.waits(held, 1, &[FULL], now));
+                }
+            }
+        }
+    }
+}
