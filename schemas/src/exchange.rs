@@ -14,6 +14,9 @@ const REDACTED: &str = "[redacted]";
 const SECRETIVE: [&str; 10] =
     ["auth", "cookie", "token", "secret", "signature", "key", "password", "credential", "session", "jwt"];
 
+/// What orders an event opens nothing.
+const PARTITION_KEY: &str = "ce-partitionkey";
+
 /// One attempt's exchange.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -67,7 +70,8 @@ pub fn headers<'h>(headers: impl Iterator<Item = (&'h str, &'h [u8])>) -> Vec<He
     let mut kept = Vec::new();
     for (name, value) in headers.take(MAX_HEADERS) {
         let name = name.to_ascii_lowercase();
-        let value = if SECRETIVE.iter().any(|part| name.contains(part)) {
+        let is_secretive = name != PARTITION_KEY && SECRETIVE.iter().any(|part| name.contains(part));
+        let value = if is_secretive {
             REDACTED.to_owned()
         } else {
             let printable = |&byte: &u8| if matches!(byte, b' '..=b'~') { char::from(byte) } else { '?' };
@@ -87,10 +91,11 @@ mod tests {
     #[test]
     fn headers_are_bounded_printable_and_without_secrets() {
         let long = vec![b'x'; 10_000];
-        let sent: [(&str, &[u8]); 6] = [
+        let sent: [(&str, &[u8]); 7] = [
             ("Content-Type", b"text/plain"),
             ("Set-Cookie", b"id=s3cr3t"),
             ("X-Api-Key", b"s3cr3t"),
+            ("ce-partitionkey", b"customer-9"),
             ("webhook-signature", b"v1,s3cr3t"),
             ("x-odd", b"a\0\xff\"b"),
             ("x-long", &long),
@@ -99,6 +104,7 @@ mod tests {
         let value = |name: &str| kept.iter().find(|header| header.name == name).unwrap().value.as_str();
         assert_eq!(value("content-type"), "text/plain");
         assert_eq!(value("x-odd"), "a??\"b");
+        assert_eq!(value("ce-partitionkey"), "customer-9");
         assert_eq!(value("x-long").len(), MAX_VALUE_BYTES);
         for name in ["set-cookie", "x-api-key", "webhook-signature"] {
             assert_eq!(value(name), REDACTED);

@@ -78,6 +78,12 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         (&json!(500), &json!("retry"), &json!("oops"))
     );
     assert_eq!(item["at"], "2026-11-21T15:34:00.123Z");
+    let exchange = &item["exchange"];
+    assert_eq!(
+        (&exchange["address"], &exchange["timings"]["dns_us"], &exchange["timings"]["tls_us"]),
+        (&json!("192.0.2.1:443"), &json!(5), &json!(null))
+    );
+    assert_eq!(exchange["request_headers"], json!([{"name": "ce-id", "value": "1"}]));
     let rest = world.plane.get(&format!("{path}?limit=2&cursor={}", first.text("next_cursor"))).await;
     assert_eq!((ids(&rest), &rest.json["next_cursor"]), (vec!["e-0".to_owned()], &json!(null)));
 

@@ -122,6 +122,23 @@ async fn an_outcome_says_what_happened_and_why() {
     world.end(&[&running]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_success_that_is_recorded_says_what_went_over_the_wire() {
+    let mut world = World::create(1).await;
+    let receiver = Receiver::ok().await;
+    let mut subscription = world.subscription(receiver.url(""));
+    subscription.history = History::All;
+    subscription.headers.insert("x-api-key".into(), "s3cr3t".into());
+    world.publish(&subscription);
+    let running = world.run(World::settings()).await;
+    world.send("failing", "a");
+    let outcome = world.outcomes().of(subscription.id).await;
+    assert_eq!((&outcome["kind"], &outcome["record"]), (&json!("delivered"), &json!(true)));
+    check_exchange(&outcome["exchange"]);
+    assert!(!outcome.to_string().contains("s3cr3t"));
+    world.end(&[&running]).await;
+}
+
 fn check_exchange(exchange: &Value) {
     assert!(exchange["address"].as_str().unwrap().starts_with("127.0.0.1:"), "{exchange}");
     let timings = &exchange["timings"];
