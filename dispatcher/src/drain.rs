@@ -22,8 +22,9 @@ use std::{
     time::Duration,
 };
 
-/// Longest wait for a record before the thread looks whether it is to end.
-const POLL_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait for a record before the thread looks whether it is to end. There may be many such threads, each of which costs
+/// something when it looks, and giving partitions up takes so long.
+const POLL_WAIT: Duration = Duration::from_millis(500);
 /// Records after which workers are told of them although more are at hand: their deliveries begin meanwhile.
 const BURST: usize = 64;
 /// Longest wait for room in a tracker's window before the thread looks whether it is to end.

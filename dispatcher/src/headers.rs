@@ -32,7 +32,7 @@ pub(crate) struct PreparedEvent {
     /// The data bytes as sent.
     pub(crate) body: Bytes,
     /// Headers of binary mode, as lines of a request: written once, sent with every attempt.
-    lines: Box<[u8]>,
+    lines: Vec<u8>,
     /// Where among them the W3C trace context is.
     trace: Range<usize>,
 }
@@ -54,7 +54,7 @@ impl PreparedEvent {
             key: event.ordering_key().to_owned(),
             message_id: event.message_id(),
             body,
-            lines: lines.into(),
+            lines,
             trace,
         }
     }

@@ -26,6 +26,8 @@ use std::{
 
 /// Longest wait for an event before the thread looks whether it is to end.
 const POLL_WAIT: Duration = Duration::from_millis(200);
+/// Milliseconds that a broker holds back an answer that says that there is nothing.
+const FETCH_WAIT_MS: &str = "250";
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two looks whether Kafka is back.
@@ -81,6 +83,8 @@ impl Intake {
         let mut config = intake.kafka.consumer(intake.group);
         // A position that the log does not hold is looked into, and not replaced by its start: what is there would pass for settled.
         config.set("auto.offset.reset", "error");
+        // The broker answers as soon as there is something: waiting longer makes idle consumers cheaper and nothing later.
+        config.set("fetch.wait.max.ms", FETCH_WAIT_MS);
         let consumer: Arc<BaseConsumer<Owner>> = Arc::new(config.create_with_context(owner)?);
         consumer.context().belongs_to(&consumer);
         let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));
