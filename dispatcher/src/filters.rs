@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Most filters kept. One takes some ten kilobytes at most, and about a millisecond to compile.
+/// Most filters kept. One takes some ten kilobytes at most, and about 50 µs to compile.
 const MAX_COMPILED: usize = 4096;
 
 /// The compiled filters. Equal texts share one.
