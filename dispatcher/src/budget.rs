@@ -2,9 +2,13 @@
 //!
 //! Every source of deliveries has a part of it that the others leave free: a backlog of retries does not keep first attempts out, a
 //! replay of a month's dead letters neither, and first attempts do not keep the retries waiting. The rest is for whoever comes first.
+//!
+//! A tenant whose deliveries hold more than what is left for all finds its lanes full: one tenant's endpoints, however many of them
+//! hang, leave half of the budget to the others.
 
-use floodway_schemas::outcome::Cause;
+use floodway_schemas::{ids::TenantId, outcome::Cause};
 use std::{
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -42,6 +46,9 @@ impl Source {
     }
 }
 
+/// Waiting threads are woken once this fraction of the budget was given back, written as its divisor: not for every delivery.
+const WAKING: usize = 64;
+
 /// The budget of all deliveries from intake to the acknowledgement of their outcome.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -54,8 +61,12 @@ pub(crate) struct Budget {
 struct State {
     /// By source.
     used: [Amount; Source::ALL.len()],
+    /// By tenant; those that hold nothing are not in it.
+    tenants: HashMap<TenantId, Amount>,
     /// Threads that wait for room.
     waiting: usize,
+    /// What was given back since they were last woken.
+    freed: Amount,
 }
 
 impl State {
@@ -74,6 +85,18 @@ pub(crate) struct Amount {
     pub(crate) bytes: usize,
 }
 
+impl Amount {
+    fn add(&mut self, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
+}
+
 impl Budget {
     /// An unused budget.
     pub(crate) fn new(limit: Amount) -> Arc<Self> {
@@ -82,17 +105,26 @@ impl Budget {
 
     /// Takes one delivery's part, beyond the limit if need be: a record is taken whole, however many subscriptions match, and
     /// [`Budget::wait_for_room`] keeps the next one out.
-    pub(crate) fn take(self: &Arc<Self>, source: Source, bytes: usize) -> Permit {
+    pub(crate) fn take(self: &Arc<Self>, source: Source, tenant: TenantId, bytes: usize) -> Permit {
         let mut state = self.lock();
-        let used = &mut state.used[source as usize];
-        used.count += 1;
-        used.bytes += bytes;
-        Permit { budget: Arc::clone(self), source, bytes }
+        state.used[source as usize].add(bytes);
+        state.tenants.entry(tenant).or_default().add(bytes);
+        Permit { budget: Arc::clone(self), source, tenant, bytes }
     }
 
-    /// What is not taken.
-    pub(crate) fn free(&self) -> Amount {
-        let used = self.lock().total();
+    /// What is not taken, as far as it is for a tenant: nothing, when that holds more than what is left for all.
+    pub(crate) fn free_for(&self, tenant: TenantId) -> Amount {
+        let state = self.lock();
+        let free = self.free(&state);
+        let own = state.tenants.get(&tenant).copied().unwrap_or_default();
+        Amount {
+            count: if own.count > free.count { 0 } else { free.count },
+            bytes: if own.bytes > free.bytes { 0 } else { free.bytes },
+        }
+    }
+
+    fn free(&self, state: &State) -> Amount {
+        let used = state.total();
         Amount {
             count: self.limit.count.saturating_sub(used.count),
             bytes: self.limit.bytes.saturating_sub(used.bytes),
@@ -115,7 +147,7 @@ impl Budget {
 
     /// Whether less than this fraction is free, written as its divisor.
     pub(crate) fn is_scarce(&self, divisor: usize) -> bool {
-        let free = self.free();
+        let free = self.free(&self.lock());
         free.count < self.limit.count / divisor || free.bytes < self.limit.bytes / divisor
     }
 
@@ -149,18 +181,27 @@ impl Budget {
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     source: Source,
+    tenant: TenantId,
     bytes: usize,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        let limit = self.budget.limit;
         let mut state = self.budget.lock();
-        let used = &mut state.used[self.source as usize];
-        used.count -= 1;
-        used.bytes -= self.bytes;
-        let is_awaited = state.waiting > 0;
-        drop(state);
-        if is_awaited {
+        state.used[self.source as usize].remove(self.bytes);
+        if let Entry::Occupied(mut own) = state.tenants.entry(self.tenant) {
+            own.get_mut().remove(self.bytes);
+            if own.get().count == 0 {
+                own.remove();
+            }
+        }
+        state.freed.add(self.bytes);
+        let is_enough =
+            state.freed.count >= limit.count / WAKING || state.freed.bytes >= limit.bytes / WAKING;
+        if state.waiting > 0 && is_enough {
+            state.freed = Amount::default();
+            drop(state);
             self.budget.freed.notify_all();
         }
     }
@@ -171,6 +212,11 @@ mod tests {
     use super::*;
 
     const EVENTS: Source = Source::Events;
+    const TENANT: TenantId = TenantId(uuid::Uuid::nil());
+
+    fn free(budget: &Budget) -> Amount {
+        budget.free(&budget.lock())
+    }
 
     fn has_room(budget: &Budget, source: Source) -> bool {
         budget.wait_for_room(source, Duration::ZERO)
@@ -179,15 +225,15 @@ mod tests {
     #[test]
     fn room_comes_back_with_the_permit() {
         let budget = Budget::new(Amount { count: 4, bytes: 100 });
-        let first = budget.take(EVENTS, 10);
+        let first = budget.take(EVENTS, TENANT, 10);
         assert!(has_room(&budget, EVENTS));
-        let second = budget.take(EVENTS, 95);
-        assert_eq!(budget.free(), Amount { count: 2, bytes: 0 });
+        let second = budget.take(EVENTS, TENANT, 95);
+        assert_eq!(free(&budget), Amount { count: 2, bytes: 0 });
         assert!(!has_room(&budget, EVENTS));
         drop(second);
         assert!(has_room(&budget, EVENTS));
         drop(first);
-        assert_eq!(budget.free(), Amount { count: 4, bytes: 100 });
+        assert_eq!(free(&budget), Amount { count: 4, bytes: 100 });
     }
 
     #[test]
@@ -197,7 +243,7 @@ mod tests {
             let budget = Budget::new(Amount { count: LIMIT, bytes: usize::MAX / 1_000 });
             let mut held = Vec::new();
             while has_room(&budget, greedy) {
-                held.push(budget.take(greedy, 1));
+                held.push(budget.take(greedy, TENANT, 1));
             }
             let kept: usize = Source::ALL
                 .iter()
@@ -208,11 +254,11 @@ mod tests {
             for other in Source::ALL.into_iter().filter(|&other| other != greedy) {
                 for _ in 0..other.percentage() * LIMIT / 100 {
                     assert!(has_room(&budget, other), "{other:?} beside {greedy:?}");
-                    held.push(budget.take(other, 1));
+                    held.push(budget.take(other, TENANT, 1));
                 }
             }
             // Everything is taken, and nothing beyond it.
-            assert_eq!(budget.free().count, 0);
+            assert_eq!(free(&budget).count, 0);
             assert!(Source::ALL.into_iter().all(|source| !has_room(&budget, source)));
         }
     }
@@ -226,9 +272,26 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_leaves_half_of_the_budget_to_the_others() {
+        let budget = Budget::new(Amount { count: 100, bytes: 1_000_000 });
+        let other = TenantId(uuid::Uuid::max());
+        let mut held = Vec::new();
+        while budget.free_for(TENANT).count > 0 {
+            held.push(budget.take(EVENTS, TENANT, 1));
+        }
+        assert_eq!(held.len(), 51);
+        assert_eq!(budget.free_for(other).count, 49);
+        held.push(budget.take(EVENTS, TENANT, 600_000));
+        assert_eq!((budget.free_for(TENANT).bytes, budget.free_for(other).bytes), (0, 399_949));
+        held.clear();
+        assert_eq!(budget.free_for(TENANT), Amount { count: 100, bytes: 1_000_000 });
+        assert!(budget.lock().tenants.is_empty());
+    }
+
+    #[test]
     fn a_waiting_thread_is_woken() {
         let budget = Budget::new(Amount { count: 3, bytes: 100 });
-        let permit = budget.take(EVENTS, 1);
+        let permit = budget.take(EVENTS, TENANT, 1);
         let waiting = Arc::clone(&budget);
         let thread = std::thread::spawn(move || waiting.wait_for_room(EVENTS, Duration::from_secs(30)));
         drop(permit);

@@ -26,7 +26,8 @@ pub struct Settings {
     #[serde(with = "humantime_serde")]
     pub lane_wait: Duration,
     /// `FLOODWAY_DISPATCHER__LANE_SHARE`: one subscription holds at most this fraction of the budget that is free, written as
-    /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up.
+    /// its divisor; default 4 (a quarter). It keeps hung endpoints, however many, from using the budget up. A tenant holds
+    /// at most half of the budget, except for one delivery of each of its subscriptions.
     pub lane_share: usize,
     /// `FLOODWAY_DISPATCHER__BREAKER_FAILURES`: failures in a row after which an endpoint gets nothing for a while, up to 64; default
     /// 20, 0 for never. A failure is an attempt without a complete answer, or one that is answered 429, 502, 503 or 504.

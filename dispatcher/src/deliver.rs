@@ -84,7 +84,8 @@ impl Deliverer {
         }
         let lane = Arc::clone(&delivery.endpoint.lane);
         let (bytes, id) = (delivery.bytes(), delivery.lane_id());
-        match lane.offer(delivery, bytes, self.budget.free(), &self.limits, Instant::now(), rand::random()) {
+        let free = self.budget.free_for(delivery.order.event.tenant);
+        match lane.offer(delivery, bytes, free, &self.limits, Instant::now(), rand::random()) {
             Offer::Start(delivery) => {
                 self.workers.begin(delivery, self.tasks.token());
                 Taken::Passed(id)

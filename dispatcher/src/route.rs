@@ -320,7 +320,7 @@ impl Router {
             }
             Target::Unknown(id) => (*id, false),
         };
-        let permit = self.deliverer.budget.take(Source::of(&cause), event.envelope.len());
+        let permit = self.deliverer.budget.take(Source::of(&cause), event.tenant, event.envelope.len());
         let event = Arc::clone(event);
         let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
         let now = clock::now();
