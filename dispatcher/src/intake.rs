@@ -28,6 +28,9 @@ use std::{
 const POLL_WAIT: Duration = Duration::from_millis(200);
 /// Milliseconds that a broker holds back an answer that says that there is nothing.
 const FETCH_WAIT_MS: &str = "250";
+/// Kilobytes and records of a partition that are fetched ahead: some tenths of a second of what a thread takes.
+const QUEUED_KBYTES: &str = "2048";
+const QUEUED_RECORDS: &str = "4000";
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two looks whether Kafka is back.
@@ -85,6 +88,8 @@ impl Intake {
         config.set("auto.offset.reset", "error");
         // The broker answers as soon as there is something: waiting longer makes idle consumers cheaper and nothing later.
         config.set("fetch.wait.max.ms", FETCH_WAIT_MS);
+        // Of every partition so much is fetched ahead: there may be many.
+        config.set("queued.max.messages.kbytes", QUEUED_KBYTES).set("queued.min.messages", QUEUED_RECORDS);
         let consumer: Arc<BaseConsumer<Owner>> = Arc::new(config.create_with_context(owner)?);
         consumer.context().belongs_to(&consumer);
         let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));

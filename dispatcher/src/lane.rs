@@ -172,7 +172,7 @@ impl<T> Lane<T> {
             held < free.count / limits.share && state.bytes + bytes <= free.bytes / limits.share;
         let is_soon = state.expected_wait(limits, now) <= limits.wait.as_secs_f64();
         if !(within_share && is_soon && held < bound + limits.queue) {
-            if is_soon && state.drain.flows(now) {
+            if (is_soon && state.drain.flows(now)) || state.drain.is_young(now) {
                 return Offer::Full(item);
             }
             let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
@@ -328,6 +328,14 @@ impl Drain {
             self.deferred += 1;
         }
         Duration::from_secs_f64(wait.min(longest)).max(MIN_DEFERRAL)
+    }
+
+    /// Whether the lane got something to do just now, and first answers to it: how fast the endpoint is shows soon.
+    fn is_young(&self, now: Instant) -> bool {
+        self.began.is_some_and(|began| {
+            now.saturating_duration_since(began) <= FLOWING
+                && self.answered.is_some_and(|answered| answered >= began)
+        })
     }
 
     /// Whether the endpoint answers at present.
