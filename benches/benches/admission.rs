@@ -71,7 +71,10 @@ fn caller(rate: Option<NonZeroU32>) -> (HeaderMap, [ConfigChange; 2]) {
         events_per_second: None,
         requests_per_second: None,
     };
-    (HeaderMap::from_iter([(AUTHORIZATION, bearer)]), [ConfigChange::Tenant(tenant), ConfigChange::ApiKey(key)])
+    (
+        HeaderMap::from_iter([(AUTHORIZATION, bearer)]),
+        [ConfigChange::Tenant(tenant), ConfigChange::ApiKey(key)],
+    )
 }
 
 criterion_group!(benches, admission, placement);

@@ -60,18 +60,24 @@ impl Server {
     /// Answers one request.
     pub(crate) async fn handle(&self, request: Request<Incoming>) -> Answer {
         let began = Instant::now();
-        let in_flight = InFlight::enter(&self.metrics.requests_in_flight);
         let (head, mut body) = request.into_parts();
         let mut standing = Standing::default();
-        let accepted = match in_flight.nth <= self.requests_per_worker {
-            true => self.accept(&head, &mut body, &mut standing).await,
-            false => Err(Refusal::Busy),
+        let accepted = {
+            // Given back before a refused body is read off: else refusals alone could take every place.
+            let in_flight = InFlight::enter(&self.metrics.requests_in_flight);
+            match in_flight.nth <= self.requests_per_worker {
+                true => self.accept(&head, &mut body, &mut standing).await,
+                false => Err(Refusal::Busy),
+            }
         };
         let mut answer = match accepted {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.metrics.refused(refusal.reason());
-                read::discard(&head.headers, &mut body, self.settings.max_body_bytes).await;
+                // Over HTTP/2 the answer needs no such care: its stream is reset, and the others go on.
+                if head.version <= Version::HTTP_11 {
+                    read::discard(&head.headers, &mut body, self.settings.max_body_bytes).await;
+                }
                 let mut answer = respond::refused(&refusal);
                 if head.headers.contains_key(EXPECT) && head.version <= Version::HTTP_11 {
                     // The client may send its body or not, and what comes next may be either: no more of this connection.

@@ -46,8 +46,9 @@ impl Caller {
         self.limits().try_for_each(|limits| limits.take_events(events, standing))
     }
 
+    /// The key's own limits first: what they refuse takes nothing of the tenant's, which its other keys share.
     fn limits(&self) -> impl Iterator<Item = &Limits> {
-        [&self.tenant.limits, &self.key_limits].into_iter().flatten().map(Arc::as_ref)
+        [&self.key_limits, &self.tenant.limits].into_iter().flatten().map(Arc::as_ref)
     }
 }
 
@@ -193,6 +194,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::Scope;
     use floodway_schemas::{api_key, config::CONFIG_VERSION};
     use secrecy::ExposeSecret;
     use uuid::Uuid;
@@ -291,5 +293,28 @@ mod tests {
     fn nobody_is_judged_before_the_table_has_caught_up() {
         let table = KeyTable::new(Rates::default(), NonZeroU32::MIN);
         assert_eq!(table.authenticate(&HeaderMap::new(), NOW).unwrap_err(), Refusal::NotReady);
+    }
+
+    #[test]
+    fn what_a_keys_own_limit_refuses_takes_nothing_of_its_tenants() {
+        let limits = |scope, events| {
+            let rates = Rates { requests: None, events: NonZeroU32::new(events) };
+            Limits::new(scope, rates, const { NonZeroU32::new(1000).unwrap() }).map(Arc::new)
+        };
+        let tenant = Arc::new(TenantAccess {
+            id: TENANT,
+            version: 1,
+            state: TenantState::Active,
+            limits: limits(Scope::Tenant, 10),
+            body_bytes: TenantBytes::default(),
+        });
+        let caller = |key_limits| Caller { key: KEY, tenant: Arc::clone(&tenant), key_limits };
+        let limited = caller(limits(Scope::Key, 1));
+        let standing = &mut Standing::default();
+        assert_eq!(limited.take_events(1000, standing), Ok(()));
+        for _ in 0..20 {
+            assert!(limited.take_events(900, standing).is_err());
+        }
+        assert_eq!(caller(None).take_events(9000, standing), Ok(()));
     }
 }

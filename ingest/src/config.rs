@@ -32,7 +32,8 @@ pub struct Settings {
     /// answered 503 and closed.
     pub max_connections: usize,
     /// `FLOODWAY_INGEST__MAX_CONNECTIONS_PER_ADDRESS`: those of one client address, an IPv6 network of 64 bits counting as
-    /// one; default 5,000, half of all. 0 for no limit, where a proxy speaks for all clients.
+    /// one; default 5,000, half of the default of all: lower it with that one. 0 for no limit, where a proxy speaks for all
+    /// clients.
     pub max_connections_per_address: usize,
     /// `FLOODWAY_INGEST__MAX_REQUESTS`: requests in progress over all workers, each of which has an equal part; default
     /// 20,000. Further ones are answered 503.

@@ -185,6 +185,7 @@ struct Activity(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     begun: AtomicU64,
+    ended: AtomicU64,
     running: AtomicUsize,
     /// Told of every request that begins.
     begins: Notify,
@@ -213,15 +214,16 @@ impl Activity {
         }
     }
 
-    /// Whether nothing ran since the look that saw `seen` requests; otherwise how many there are now.
+    /// Whether no request ran since the look that saw `seen` of them begin and end; otherwise how many did by now.
     fn idle_since(&self, seen: u64) -> Result<(), u64> {
-        let begun = self.0.begun.load(Ordering::Relaxed);
-        if begun == seen && !self.is_busy() { Ok(()) } else { Err(begun) }
+        let moves = self.0.begun.load(Ordering::Relaxed) + self.0.ended.load(Ordering::Relaxed);
+        if moves == seen && !self.is_busy() { Ok(()) } else { Err(moves) }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.0.ended.fetch_add(1, Ordering::Relaxed);
         self.0.0.running.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -113,7 +113,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Starts publishing a request's events; the deadline runs from here.
+    /// Starts publishing a request's events.
     pub(crate) fn begin(&self, events: usize) -> Result<Publication<'_>, Refusal> {
         let partitions = self.partitions.load_full().ok_or(Refusal::KafkaAway)?;
         Ok(Publication {
@@ -123,7 +123,6 @@ impl Publisher {
             partitions,
             stopped: false,
             full_partitions: Vec::new(),
-            deadline: Instant::now() + self.deadline,
         })
     }
 
@@ -229,7 +228,6 @@ pub(crate) struct Publication<'p> {
     /// Partitions that had no room: what follows in them is refused too, so that a repeat of the refused events
     /// cannot be overtaken by their successors.
     full_partitions: Vec<usize>,
-    deadline: Instant,
 }
 
 impl Publication<'_> {
@@ -240,10 +238,11 @@ impl Publication<'_> {
         }
     }
 
-    /// No more records: lets go of the producer, and gives the slot and the deadline to wait for.
+    /// No more records: lets go of the producer, and gives the slot and the deadline to wait for. The deadline runs from here, so
+    /// that it is later than the client's own for the last record, too.
     pub(crate) fn finish(self) -> (Arc<Completion>, Instant) {
         self.completion.seal();
-        (self.completion, self.deadline)
+        (self.completion, Instant::now() + self.publisher.deadline)
     }
 
     fn enqueue(&mut self, index: usize, key: &[u8], value: &[u8]) -> Result<(), Fate> {

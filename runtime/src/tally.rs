@@ -308,7 +308,7 @@ impl HistogramFn for Buckets {
         let stripe = &self.stripes[index];
         add(&stripe.counts[bucket], index, 1);
         // Nothing measured is negative.
-        add(&stripe.sum, index, (value * self.measure.parts()) as u64);
+        add(&stripe.sum, index, (value * self.measure.parts()).round() as u64);
     }
 }
 

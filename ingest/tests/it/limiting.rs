@@ -61,19 +61,20 @@ async fn requests_and_single_keys_have_rates_too_and_answers_tell_what_is_left()
 
     let reply = ingest.post(batch(400)).await;
     assert_eq!(reply.status, 202);
-    let policies: Vec<_> = reply.headers.get_all("ratelimit-policy").iter().collect();
-    assert_eq!(policies, ["\"tenant-requests\";q=1000;w=1000", "\"key-events\";q=1000;qu=\"events\";w=1000"]);
+    let mut policies: Vec<_> = reply.headers.get_all("ratelimit-policy").iter().collect();
+    policies.sort();
+    assert_eq!(policies, ["\"key-events\";q=1000;qu=\"events\";w=1000", "\"tenant-requests\";q=1000;w=1000"]);
     let left = reply.header("ratelimit").unwrap();
-    assert!(left.starts_with("\"tenant-requests\";r=999;t="), "{left}");
-    assert!(left.contains(", \"key-events\";r=60"), "{left}");
+    assert!(left.contains("\"tenant-requests\";r=999;t="), "{left}");
+    assert!(left.contains("\"key-events\";r=60"), "{left}");
 
     let reply = ingest.post(batch(900)).await;
     assert_eq!((reply.status, reply.is_problem()), (429, true));
     let detail = reply.json()["detail"].as_str().unwrap().to_owned();
     assert!(detail.starts_with("the API key's events per second are used up; retry after "), "{detail}");
     let left = reply.header("ratelimit").unwrap();
-    assert!(left.starts_with("\"tenant-requests\";r=99"), "{left}");
-    assert!(left.contains(", \"key-events\";r=6"), "{left}");
+    assert!(left.contains("\"tenant-requests\";r=99"), "{left}");
+    assert!(left.contains("\"key-events\";r=6"), "{left}");
     let reply = ingest.post(batch(1001)).await;
     assert_eq!(reply.json()["detail"], "this API key's rate allows at most 1000 events at once");
     // A request that is refused for its body has been counted, and is told so.
