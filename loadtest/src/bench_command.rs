@@ -12,7 +12,7 @@ use floodway_loadtest::{
         markdown,
         result::{BenchReport, FORMAT},
         scenario::Profile,
-        summary,
+        summary, sweep,
     },
     demo::environment::read_env_file,
     live_line::LiveLine,
@@ -52,7 +52,7 @@ pub(crate) struct IngestArgs {
     /// The floodway binary; default: beside this one
     #[arg(long, value_name = "PATH")]
     floodway: Option<PathBuf>,
-    /// How thoroughly: a few minutes, or most of an hour
+    /// How thoroughly: about four minutes, a quarter of an hour, or half an hour
     #[arg(long, value_enum, default_value = "quick")]
     profile: Profile,
     /// Where report and logs go
@@ -223,11 +223,12 @@ async fn ingest(args: IngestArgs, stop: &CancellationToken) -> Result<ExitCode, 
 
 fn page(args: &PageArgs) -> Result<ExitCode, Failure> {
     let text = fs::read_to_string(&args.report).map_err(|error| unusable(&args.report, error))?;
-    let report: BenchReport = serde_json::from_str(&text).map_err(|error| failure(error.into()))?;
+    let mut report: BenchReport = serde_json::from_str(&text).map_err(|error| failure(error.into()))?;
     if report.format != FORMAT {
         let message = format!("the report has format {}, this program reads {FORMAT}", report.format);
         return Err(Failure::usage(message));
     }
+    sweep::find_again(&mut report);
     if let Some(path) = &args.html {
         write(path, &html::page(&report))?;
     }

@@ -26,10 +26,7 @@ pub fn page(report: &BenchReport) -> String {
         html += &format!("<li{class}>{}</li>\n", escape(&limit));
     }
     html += "</ul>\n<h2>Scenarios</h2>\n";
-    html += &paragraph(
-        "",
-        "Times are from the instant a request was due to its whole answer. A star marks figures that say less than they seem.",
-    );
+    html += &paragraph("", summary::READING);
     html += &table(&summary::main_table(report));
     html += &scenario_list(report);
     html += &paragraph("", &summary::generator_sentence(report));
@@ -203,9 +200,9 @@ fn series(report: &BenchReport) -> String {
                 "events/s",
                 false,
                 rate_text as fn(f64) -> String,
-                (|s| s.accepted as f64) as fn(&super::result::SecondOf) -> f64,
+                (|s| Some(s.accepted as f64)) as fn(&super::result::SecondOf) -> Option<f64>,
             ),
-            ("p99 of each second", true, time_text, |s| s.p99.max(1) as f64),
+            ("p99 of each second", true, time_text, |s| s.p99.map(|p99| p99 as f64)),
         ] {
             let lines = runs
                 .iter()
@@ -219,7 +216,7 @@ fn series(report: &BenchReport) -> String {
                         .series
                         .iter()
                         .take(whole_seconds(run))
-                        .map(|s| (s.second as f64, value(s)))
+                        .filter_map(|s| Some((s.second as f64, value(s)?)))
                         .collect(),
                 })
                 .collect();

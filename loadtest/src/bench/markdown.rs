@@ -14,8 +14,7 @@ pub fn page(report: &BenchReport, json: &str) -> String {
         report.began.split('T').next().unwrap_or_default()
     );
     text += &list(&summary::limits(report));
-    text += "\n## Scenarios\n\nTimes are from the instant a request was due to its whole answer. A star marks figures that say \
-             less than they seem.\n\n";
+    text += &format!("\n## Scenarios\n\n{}\n\n", summary::READING);
     text += &table(&summary::main_table(report));
     text += "\n";
     let titles: Vec<String> =

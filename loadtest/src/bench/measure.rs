@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 const PAUSE: Duration = Duration::from_millis(500);
 /// While a run goes on, the disk may get this full before the run is ended: half of what was to stay free.
 const ALARM_BYTES: u64 = RESERVE_BYTES / 2;
-/// Shares of the answers whose latency is told.
+/// Shares of the requests whose latency is told.
 const SHARES: [f64; 16] =
     [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0];
 
@@ -190,18 +190,7 @@ fn quantiles(quantiles: Quantiles) -> Latency {
 }
 
 fn errors(errors: &Errors) -> BTreeMap<String, u64> {
-    let Errors { refused, throttled, not_persisted, unknown, transport } = *errors;
-    [
-        ("refused", refused),
-        ("throttled", throttled),
-        ("not persisted", not_persisted),
-        ("unknown", unknown),
-        ("transport", transport),
-    ]
-    .into_iter()
-    .filter(|(_, number)| *number > 0)
-    .map(|(class, number)| (class.to_owned(), number))
-    .collect()
+    errors.by_class().map(|(class, number)| (class.to_owned(), number)).collect()
 }
 
 /// A reconciliation as the report keeps it.

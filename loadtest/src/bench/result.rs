@@ -6,7 +6,7 @@ use super::{
     process::Usage,
     scenario::Profile,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of the format. A reader refuses another one.
@@ -95,11 +95,11 @@ pub struct Run {
     pub dropped_requests: u64,
     /// Events that were not acknowledged, by class; none of zero.
     pub errors: BTreeMap<String, u64>,
-    /// Time from when a request was due to its whole answer.
+    /// Time from when a request was due to its whole answer, or until it was given up; without requests that were refused.
     pub latency: Latency,
-    /// Time from when a request was sent to its whole answer.
+    /// The same from when a request was sent.
     pub service: Latency,
-    /// The distribution of `latency`: share of the answers, and microseconds that they took at most.
+    /// The distribution of `latency`: share of the requests, and microseconds that they took at most.
     pub distribution: Vec<(f64, u64)>,
     /// What happened in each second, warm-up included.
     pub series: Vec<SecondOf>,
@@ -126,7 +126,7 @@ pub struct Run {
 /// Quantiles in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
-    /// Answers.
+    /// Requests.
     pub count: u64,
     /// Half took at most this.
     pub p50: u64,
@@ -151,8 +151,14 @@ pub struct SecondOf {
     pub accepted: u64,
     /// Events not acknowledged.
     pub errors: u64,
-    /// 99 % of its answers took at most this, in microseconds.
-    pub p99: u64,
+    /// 99 % of its requests took at most this, in microseconds; none if none ended with an answer that counts, or was given up.
+    #[serde(default, deserialize_with = "none_if_zero")]
+    pub p99: Option<u64>,
+}
+
+/// Older reports have 0 for a second without answers.
+fn none_if_zero<'de, D: Deserializer<'de>>(micros: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::deserialize(micros)?.filter(|&micros| micros > 0))
 }
 
 /// What was found on the topic after a run.
@@ -254,6 +260,11 @@ impl Run {
         (self.machine_busy - share).max(0.0)
     }
 
+    /// Events that were sent and not acknowledged.
+    pub fn not_acknowledged(&self) -> u64 {
+        self.events.saturating_sub(self.accepted)
+    }
+
     /// Whether the figures can be used.
     pub fn is_valid(&self) -> bool {
         self.invalid_because.is_empty()
@@ -267,12 +278,14 @@ impl Run {
                 move |second: &&SecondOf| second.second as f64 >= from && (second.second + 1) as f64 <= until;
             self.series.iter().filter(within).map(|second| second.p99)
         };
-        let before = p99(self.warmup_seconds, begins).max()?;
+        // A second without answers says nothing of how fast they were: it is neither the measure of calm nor calm itself.
+        let before = p99(self.warmup_seconds, begins).flatten().max()?;
         let during = p99(begins, ends).max()?;
         let end = self.warmup_seconds + self.seconds;
-        let after: Vec<u64> = p99(ends.ceil(), end).collect();
+        let after: Vec<Option<u64>> = p99(ends.ceil(), end).collect();
         // Calm is when it is as before until the end, a factor of two allowed: one good second may be chance.
-        let unrest = after.iter().rposition(|&p99| p99 > 2 * before).map_or(0, |last| last + 1);
+        let is_unrest = |p99: &Option<u64>| p99.is_none_or(|p99| p99 > 2 * before);
+        let unrest = after.iter().rposition(is_unrest).map_or(0, |last| last + 1);
         Some(SpikeEffect { before, during, calm_after: (unrest < after.len()).then_some(unrest) })
     }
 }
@@ -282,9 +295,10 @@ impl Run {
 pub struct SpikeEffect {
     /// The highest before it.
     pub before: u64,
-    /// The highest during it.
-    pub during: u64,
-    /// Seconds after its end from which on none was more than twice the highest before it, if that came to be.
+    /// The highest during it; none if nothing was answered.
+    pub during: Option<u64>,
+    /// Seconds after its end from which on none was without answers, or had more than twice the highest before it, if that
+    /// came to be.
     pub calm_after: Option<usize>,
 }
 
@@ -374,8 +388,11 @@ mod tests {
     use super::*;
 
     fn run_with(p99: &[u64]) -> Run {
-        let second =
-            |(second, &p99): (usize, &u64)| SecondOf { second: second as u64, p99, ..SecondOf::default() };
+        let second = |(second, &p99): (usize, &u64)| SecondOf {
+            second: second as u64,
+            p99: Some(p99).filter(|&p99| p99 > 0),
+            ..SecondOf::default()
+        };
         let series = p99.iter().enumerate().map(second).collect();
         Run { series, warmup_seconds: 1.0, seconds: 7.0, spike: Some((3.0, 5.0)), ..Run::default() }
     }
@@ -383,10 +400,32 @@ mod tests {
     #[test]
     fn a_spikes_effect_is_how_high_latency_went_and_when_it_was_as_before() {
         let effect = run_with(&[9_999, 100, 110, 500, 900, 300, 220, 120]).spike_effect().unwrap();
-        assert_eq!(effect, SpikeEffect { before: 110, during: 900, calm_after: Some(1) });
+        assert_eq!(effect, SpikeEffect { before: 110, during: Some(900), calm_after: Some(1) });
         let unrest = run_with(&[9_999, 100, 110, 500, 900, 100, 100, 400]).spike_effect().unwrap();
         assert_eq!(unrest.calm_after, None, "calm that did not last is none");
         assert_eq!(Run::default().spike_effect(), None);
+    }
+
+    #[test]
+    fn a_second_without_answers_is_unrest_and_no_measure_of_calm() {
+        let silent_after = run_with(&[9_999, 100, 110, 500, 900, 100, 0, 100]).spike_effect().unwrap();
+        assert_eq!(silent_after.calm_after, Some(2));
+        let silent_to_the_end = run_with(&[9_999, 100, 110, 500, 900, 100, 100, 0]).spike_effect().unwrap();
+        assert_eq!(silent_to_the_end.calm_after, None);
+        let silent_before = run_with(&[9_999, 0, 110, 500, 900, 100, 100, 100]).spike_effect().unwrap();
+        assert_eq!((silent_before.before, silent_before.calm_after), (110, Some(0)));
+        assert_eq!(run_with(&[9_999, 0, 0, 500, 900, 100, 100, 100]).spike_effect(), None);
+        let silent_during = run_with(&[9_999, 100, 110, 0, 0, 100, 100, 100]).spike_effect().unwrap();
+        assert_eq!(silent_during.during, None);
+    }
+
+    #[test]
+    fn a_second_without_answers_is_read_from_older_reports_too() {
+        let read = |p99: &str| {
+            let text = format!(r#"{{"second":1,"accepted":0,"errors":0,"p99":{p99}}}"#);
+            serde_json::from_str::<SecondOf>(&text).unwrap().p99
+        };
+        assert_eq!((read("0"), read("null"), read("7")), (None, None, Some(7)));
     }
 
     #[test]

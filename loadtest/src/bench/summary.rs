@@ -18,13 +18,18 @@ pub struct Rows {
 
 /// Share of the machine's CPU time that PostgreSQL, the control plane and the system itself may take unmentioned.
 const TOLERATED_OTHERS: f64 = 0.1;
+/// How the table of scenarios is read.
+pub const READING: &str = "Times are from the instant a request was due to its whole answer, or to when it was given up; \
+    requests that were refused are in none. Errors are events that were not acknowledged. A star marks figures that say less \
+    than they seem.";
 /// For cells without a figure.
 const NONE: &str = "–";
 
-const MAIN: [&str; 11] = [
+const MAIN: [&str; 12] = [
     "scenario",
     "events/s",
     "requests/s",
+    "errors",
     "p50",
     "p99",
     "p99.9",
@@ -45,8 +50,8 @@ const COST: [&str; 9] = [
     "Kafka µs/event",
     "generator µs/event",
 ];
-const SWEEP: [&str; 9] =
-    ["offered/s", "acknowledged/s", "p50", "p90", "p99", "p99.9", "p99.99", "max", "CPU-µs/event"];
+const SWEEP: [&str; 10] =
+    ["offered/s", "acknowledged/s", "errors", "p50", "p90", "p99", "p99.9", "p99.99", "max", "CPU-µs/event"];
 
 /// The table of all scenarios but the sweep.
 pub fn main_table(report: &BenchReport) -> Rows {
@@ -65,6 +70,7 @@ fn main_row(scenario: &ScenarioResult) -> Option<Vec<String>> {
         name(scenario),
         count(run.events_per_second as u64),
         count(run.requests_per_second as u64),
+        errors(run),
         time(latency.p50),
         time(latency.p99),
         time(latency.p99_9),
@@ -74,6 +80,18 @@ fn main_row(scenario: &ScenarioResult) -> Option<Vec<String>> {
         scenario.ratio().map_or(NONE.to_owned(), |ratio| format!("{ratio:.2}")),
         bytes(run.server.peak_bytes),
     ])
+}
+
+/// Events that were not acknowledged, and their share of those that were sent.
+fn errors(run: &Run) -> String {
+    match run.not_acknowledged() {
+        0 => "0".to_owned(),
+        number => {
+            // The smallest share that is told, so that a few of many do not read as none.
+            let percent = (number as f64 / run.events as f64 * 100.0).max(0.01);
+            format!("{} ({percent:.2} %)", count(number))
+        }
+    }
 }
 
 fn empty_row(scenario: &ScenarioResult, what: &str) -> Vec<String> {
@@ -159,6 +177,7 @@ pub fn sweep_table(sweep: &Sweep) -> Rows {
         vec![
             format!("{}{mark}", offered.map_or(NONE.to_owned(), |rate| count(rate as u64))),
             count(step.run.events_per_second as u64),
+            errors(&step.run),
             time(latency.p50),
             time(latency.p90),
             time(latency.p99),
@@ -200,7 +219,7 @@ pub fn spike_sentences(report: &BenchReport) -> Vec<String> {
             "{}: the p99 of a second was at most {} before the spike and {} in it; {calm}.",
             scenario.name,
             time(effect.before),
-            time(effect.during),
+            effect.during.map_or("without any answer".to_owned(), time),
         ))
     };
     report.scenarios.iter().filter_map(sentence).collect()
@@ -409,4 +428,60 @@ fn micros(value: Option<f64>) -> String {
 fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::result::{Latency, Step};
+
+    fn report() -> BenchReport {
+        serde_json::from_str(include_str!("../../tests/fixtures/bench-report.json")).unwrap()
+    }
+
+    fn faulty() -> Run {
+        Run {
+            events: 1_000_000,
+            accepted: 988_000,
+            latency: Latency::default(),
+            invalid_because: vec!["12000 events not acknowledged (throttled: 12000)".to_owned()],
+            ..Run::default()
+        }
+    }
+
+    #[test]
+    fn events_that_were_not_acknowledged_are_in_the_tables_and_among_the_limits() {
+        let mut report = report();
+        report.scenarios[0].finding = Finding::Runs(vec![faulty()]);
+        let rows = main_table(&report);
+        assert_eq!((rows.header[3], rows.rows[0][3].as_str()), ("errors", "12,000 (1.20 %)"));
+        assert_eq!(rows.rows[1][3], "0");
+        assert!(rows.rows[0][0].ends_with(" *"), "{:?}", rows.rows[0]);
+        assert!(limits(&report).iter().any(|limit| limit.contains("12000 events not acknowledged")));
+        for page in
+            [terminal(&report), super::super::html::page(&report), super::super::markdown::page(&report, "x")]
+        {
+            assert!(page.contains("12,000 (1.20 %)"), "{page}");
+        }
+
+        let sweep = Sweep { steps: vec![Step { share: 0.1, run: faulty() }], ..Sweep::default() };
+        let rows = sweep_table(&sweep);
+        assert_eq!((rows.header[2], rows.rows[0][2].as_str()), ("errors", "12,000 (1.20 %)"));
+    }
+
+    #[test]
+    fn one_error_of_very_many_does_not_read_as_none() {
+        let run = Run { events: 100_000_000, accepted: 99_999_999, ..Run::default() };
+        assert_eq!(errors(&run), "1 (0.01 %)");
+    }
+
+    #[test]
+    fn rows_have_a_cell_for_every_column() {
+        let report = report();
+        let sweep = sweep_of(&report).map(sweep_table);
+        let tables = [main_table(&report), cost_table(&report), rate_table(&report)];
+        for Rows { header, rows } in tables.into_iter().chain(sweep) {
+            assert!(rows.iter().all(|row| row.len() == header.len()), "{header:?}");
+        }
+    }
 }

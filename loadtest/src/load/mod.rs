@@ -71,7 +71,7 @@ const START_DELAY: Duration = Duration::from_millis(20);
 pub struct Outcome {
     /// The figures.
     pub report: LoadReport,
-    /// Microseconds from the instant each measured request was due to its answer, to be merged with other runs'.
+    /// The microseconds behind the report's `latency`, to be merged with other runs'.
     pub latency: Histogram<u64>,
     /// Every event's end, if the plan asked for it.
     pub ledger: Option<Ledger>,

@@ -15,6 +15,6 @@ pub struct Progress {
     pub backlog: AtomicU64,
     /// Requests that were dropped because the backlog was full.
     pub dropped: AtomicU64,
-    /// Microseconds that 99 % of the answers took at most, in the last second that is complete.
+    /// Microseconds that 99 % of the answers took at most, in the last second that is complete; 0 if there were none.
     pub p99_micros: AtomicU64,
 }

@@ -30,15 +30,17 @@ pub struct LoadReport {
     pub events_per_second: f64,
     /// Answers within these seconds, per second.
     pub requests_per_second: f64,
-    /// From the instant a request was due (closed loop: was sent) to its complete answer, all answers counted.
+    /// From the instant a request was due (closed loop: was sent) to its complete answer, or to when it was given up. Counted
+    /// are requests of which an event was acknowledged, and those that left an event's fate open: without an answer, or with
+    /// one that does not say. What was refused is in `totals` alone.
     pub latency: Quantiles,
-    /// From the instant a request was sent to its complete answer: what a closed look at the same run would say.
+    /// The same from the instant a request was sent: what a closed look at the same run would say.
     pub service: Quantiles,
     /// What happened in each second from the start of the run, warm-up included.
     pub series: Vec<Second>,
     /// Whether the generator itself was the limit.
     pub generator: Generator,
-    /// Whether the figures can be used. Not if a request was dropped, or the generator was saturated.
+    /// Whether the figures can be used. Not if a request was dropped, an event not acknowledged, or the generator saturated.
     pub valid: bool,
     /// Why not, in words; empty when valid.
     pub invalid_because: Vec<String>,
@@ -78,6 +80,20 @@ impl Errors {
     /// All classes together.
     pub fn sum(&self) -> u64 {
         self.refused + self.throttled + self.not_persisted + self.unknown + self.transport
+    }
+
+    /// The classes that have any, by name.
+    pub fn by_class(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Self { refused, throttled, not_persisted, unknown, transport } = *self;
+        [
+            ("refused", refused),
+            ("throttled", throttled),
+            ("not persisted", not_persisted),
+            ("unknown", unknown),
+            ("transport", transport),
+        ]
+        .into_iter()
+        .filter(|(_, number)| *number > 0)
     }
 }
 
@@ -123,8 +139,9 @@ pub struct Second {
     pub accepted: u64,
     /// Events that got another answer or none in this second.
     pub errors: u64,
-    /// 99 % of the answers of this second took at most this many microseconds.
-    pub p99: u64,
+    /// 99 % of the requests that ended in this second, and count for latency, took at most this many microseconds; `None`
+    /// if there were none.
+    pub p99: Option<u64>,
 }
 
 /// What the run cost on the generator's side, and whether that limited it.

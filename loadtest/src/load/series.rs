@@ -43,7 +43,7 @@ impl SecondTally {
         Self { second: 0, accepted: 0, errors: 0, latency: coarse_histogram() }
     }
 
-    /// Takes in the end of a request, with its latency if it had an answer.
+    /// Takes in the end of a request, with its latency if that counts.
     pub(super) fn add(&mut self, accepted: u64, errors: u64, latency: Option<Duration>) {
         self.accepted += accepted;
         self.errors += errors;
@@ -71,7 +71,7 @@ impl Series {
             merged.add(tally);
             if merged.threads == self.threads {
                 merged.complete();
-                progress.p99_micros.store(merged.figures.p99, Relaxed);
+                progress.p99_micros.store(merged.figures.p99.unwrap_or(0), Relaxed);
             }
         }
         tally.second += 1;
@@ -101,7 +101,7 @@ impl Merged {
 
     fn complete(&mut self) -> Second {
         if let Some(latency) = self.latency.take() {
-            self.figures.p99 = latency.value_at_quantile(0.99);
+            self.figures.p99 = Some(latency.value_at_quantile(0.99));
         }
         self.figures
     }
@@ -133,8 +133,22 @@ mod tests {
         assert!(progress.p99_micros.load(Relaxed) >= 900);
         let seconds = series.take();
         assert_eq!((seconds[0].accepted, seconds[0].errors), (6, 2));
-        assert!((900..1000).contains(&seconds[0].p99));
+        assert!(seconds[0].p99.is_some_and(|p99| (900..1000).contains(&p99)));
         assert_eq!((seconds[1].second, seconds[1].accepted), (1, 5));
-        assert!((100..110).contains(&seconds[1].p99), "completed although one thread has not handed it over");
+        assert!(
+            seconds[1].p99.is_some_and(|p99| (100..110).contains(&p99)),
+            "completed although one thread has not handed it over"
+        );
+    }
+
+    #[test]
+    fn a_second_without_answers_has_no_p99() {
+        let (series, progress) = (Series::new(1), Progress::default());
+        let mut tally = SecondTally::new();
+        tally.add(0, 3, None);
+        series.merge(&mut tally, &progress);
+        series.merge(&mut tally, &progress);
+        let seconds = series.take();
+        assert_eq!((seconds[0].errors, seconds[0].p99, seconds[1].p99), (3, None, None));
     }
 }

@@ -96,13 +96,14 @@ impl Tally {
         let (accepted, errors) = count(ending, exchange.events);
         let latency = exchange.ended.saturating_sub(exchange.due);
         let is_answer = matches!(ending, Ending::Answer(_));
+        let is_charged = is_charged(ending);
         if exchange.due >= self.measured_from {
             self.totals.requests += 1;
             self.totals.events += exchange.events;
             self.totals.accepted += accepted;
             self.totals.errors.add(&errors);
             record_latency(&mut self.lag, exchange.sent.saturating_sub(exchange.due.max(exchange.free)));
-            if is_answer {
+            if is_charged {
                 record_latency(&mut self.latency, latency);
                 record_latency(&mut self.service, exchange.ended.saturating_sub(exchange.sent));
             }
@@ -117,7 +118,7 @@ impl Tally {
             self.progress.failed.fetch_add(exchange.events - accepted, Relaxed);
         }
         self.roll(exchange.ended);
-        self.second.add(accepted, exchange.events - accepted, is_answer.then_some(latency));
+        self.second.add(accepted, exchange.events - accepted, is_charged.then_some(latency));
     }
 
     /// Hands over the seconds that are complete.
@@ -165,6 +166,17 @@ fn count(ending: Ending<'_>, events: u64) -> (u64, Errors) {
         Ending::Nothing => errors.transport = events,
     }
     (events - errors.sum().min(events), errors)
+}
+
+/// Whether a request's time is among the latencies. A refusal may take no time at all, and would make a server that refuses
+/// look fast; one that left the fate of an event open has kept its client waiting, as has one without an answer.
+fn is_charged(ending: Ending<'_>) -> bool {
+    let counts = |fate: &Fate| matches!(fate, Fate::Accepted | Fate::Unknown(_));
+    match ending {
+        Ending::Answer(Settled::All(fate)) => counts(fate),
+        Ending::Answer(Settled::Each(fates)) => fates.iter().any(counts),
+        Ending::Nothing => true,
+    }
 }
 
 #[cfg(test)]
@@ -235,6 +247,39 @@ mod tests {
         assert_eq!((events, accepted, errors.sum()), (12, 1, 11));
         let expected = Errors { refused: 1, throttled: 4, not_persisted: 1, unknown: 1, transport: 4 };
         assert_eq!(errors, expected);
-        assert_eq!(tally.latency.len(), 2, "no answer has no latency");
+    }
+
+    #[test]
+    fn a_request_without_an_answer_is_charged_from_when_it_was_due_until_it_was_given_up() {
+        let (mut tally, series) = tally();
+        tally.settle(&exchange(3, 4, 4), Ending::Answer(&ACCEPTED));
+        tally.settle(&exchange(3, 5, 35), Ending::Nothing);
+        tally.finish();
+        let about = |histogram: &Histogram<u64>| (histogram.max() + 500_000) / 1_000_000;
+        assert_eq!((tally.latency.len(), about(&tally.latency), about(&tally.service)), (2, 32, 30));
+        assert_eq!(tally.answers, 1, "it is no answer all the same");
+        assert!(series.take()[35].p99.is_some_and(|p99| p99 >= 31_000_000));
+    }
+
+    #[test]
+    fn refusals_have_no_latency_and_what_was_stored_or_may_be_has_one() {
+        let refused = vec![Fate::Refused(400), Fate::NotPersisted(503)];
+        let mixed = vec![Fate::Refused(400), Fate::Accepted];
+        for (settled, is_charged) in [
+            (ACCEPTED, 1),
+            (Settled::All(Fate::Unknown(503)), 1),
+            (Settled::Each(mixed), 1),
+            (Settled::Each(refused), 0),
+            (Settled::All(Fate::NotPersisted(429)), 0),
+            (Settled::All(Fate::NotPersisted(503)), 0),
+            (Settled::All(Fate::Refused(413)), 0),
+        ] {
+            let (mut tally, series) = tally();
+            tally.settle(&exchange(3, 3, 4), Ending::Answer(&settled));
+            tally.finish();
+            assert_eq!((tally.latency.len(), tally.service.len()), (is_charged, is_charged), "{settled:?}");
+            assert_eq!(series.take()[4].p99.is_some(), is_charged == 1, "{settled:?}");
+            assert_eq!(tally.answers, 1, "{settled:?}");
+        }
     }
 }

@@ -145,6 +145,12 @@ fn reasons(totals: &Totals, generator: &Generator, was_stopped: bool) -> Vec<Str
     if totals.dropped_requests > 0 {
         reasons.push(format!("{} requests were due and never sent", totals.dropped_requests));
     }
+    let errors = totals.errors.sum();
+    if errors > 0 {
+        let classes: Vec<String> =
+            totals.errors.by_class().map(|(class, number)| format!("{class}: {number}")).collect();
+        reasons.push(format!("{errors} events not acknowledged ({})", classes.join(", ")));
+    }
     if generator.saturated {
         reasons.push(format!("the generator was saturated: {}", generator.reason));
     }
@@ -160,6 +166,7 @@ fn reasons(totals: &Totals, generator: &Generator, was_stopped: bool) -> Vec<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::report::Errors;
 
     fn thread(busy_share: f64, lag: u64) -> GeneratorThread {
         let lag = Quantiles { p99: lag, ..Quantiles::default() };
@@ -178,6 +185,22 @@ mod tests {
         ] {
             assert_eq!(saturation(arrival, 0, &thread).is_some(), saturated, "{arrival:?} {thread:?}");
         }
+    }
+
+    #[test]
+    fn events_that_were_not_acknowledged_spoil_a_run_and_are_named_by_class() {
+        let sound = Generator {
+            saturated: false,
+            reason: String::new(),
+            cpu_micros_per_request: 1.0,
+            threads: vec![],
+        };
+        let errors = Errors { throttled: 10, transport: 2, ..Errors::default() };
+        let totals = Totals { requests: 20, events: 20, accepted: 8, errors, ..Totals::default() };
+        assert_eq!(
+            reasons(&totals, &sound, false),
+            ["12 events not acknowledged (throttled: 10, transport: 2)"]
+        );
     }
 
     #[test]

@@ -176,6 +176,9 @@ async fn every_kind_of_answer_has_its_class() {
     assert_eq!((totals.events, totals.accepted), (12, 3));
     assert_eq!((errors.refused, errors.throttled, errors.not_persisted), (1, 2, 2));
     assert_eq!((errors.unknown, errors.transport), (2, 2));
+    assert!(outcome.report.invalid_because[0].starts_with("9 events not acknowledged"));
+    // Accepted, in part accepted, unknown, and none.
+    assert_eq!(outcome.report.latency.count, 4);
     let ledger = outcome.ledger.unwrap();
     assert_eq!((ledger.acknowledged(), ledger.refused(), ledger.unknown()), (3, 5, 4));
 }

@@ -151,12 +151,18 @@ fn figures(
     }
 }
 
-/// As ingest's producer: see `runtime/src/kafka.rs` and `ingest/src/publish.rs`.
+/// As ingest's producer with its defaults: see `runtime/src/kafka.rs` and `ingest/src/publish.rs`. They are repeated because
+/// what measures Floodway depends on none of its crates; a test holds them against those sources. What differs is in
+/// `docs/benchmarks/README.md`.
 fn settings(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", brokers)
         .set("client.id", "floodway-floor")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("socket.keepalive.enable", "true")
+        .set("allow.auto.create.topics", "false")
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", "1")
@@ -249,6 +255,32 @@ impl ProducerContext for Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Runtime's and ingest's settings whose values are written out there.
+    fn written_out(source: &str, from: &str, until: &str) -> Vec<(String, String)> {
+        let start = source.find(from).unwrap();
+        let end = start + source[start..].find(until).unwrap();
+        let calls = source[start..end].split(".set(\"").skip(1);
+        calls
+            .filter_map(|call| {
+                let (name, rest) = call.split_once("\", \"")?;
+                Some((name.to_owned(), rest.split_once("\")")?.0.to_owned()))
+            })
+            .filter(|(name, _)| !name.contains('"'))
+            .collect()
+    }
+
+    #[test]
+    fn the_floor_has_every_setting_that_the_services_producer_has_written_out() {
+        let runtime = include_str!("../../../../runtime/src/kafka.rs");
+        let expected = written_out(runtime, "pub fn client(", "pub fn consumer(");
+        assert!(expected.len() >= 10, "{expected:?}");
+        let floor = settings("127.0.0.1:1");
+        // What they are told apart by in Kafka's logs.
+        for (name, value) in expected.iter().filter(|(name, _)| name != "client.id") {
+            assert_eq!(floor.get(name), Some(value.as_str()), "{name}");
+        }
+    }
 
     #[test]
     fn samples_take_turns_between_partitions() {
