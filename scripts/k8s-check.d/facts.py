@@ -15,9 +15,10 @@ STAND_INS = {
     "FLOODWAY_DATABASE_URL": "postgres://user:password@host:5432/database",
     "FLOODWAY_SEALING_KEY": "k1:" + base64.b64encode(bytes(32)).decode(),
     "FLOODWAY_CONTROL_PLANE__ADMIN_KEY": "a-stand-in-for-the-admin-key",
-    "FLOODWAY_KAFKA__SASL_PASSWORD": "stand-in",
 }
-# For what talks to no broker. Others must be given their user's name.
+# Where the brokers ask for a password; elsewhere it is refused.
+WITH_SASL = {"FLOODWAY_KAFKA__SASL_PASSWORD": "stand-in"}
+# There, too, for what talks to no broker. Others must be given their user's name.
 WITHOUT_KAFKA = {"FLOODWAY_KAFKA__SASL_USERNAME": "stand-in"}
 LISTEN = re.compile(r"FLOODWAY_(?:(\w+)__)?LISTEN")
 DRAIN = re.compile(r"FLOODWAY_\w+__DRAIN_(?:TIMEOUT|DEADLINE)")
@@ -87,7 +88,7 @@ class Workload:
             if encoded is not None:
                 return base64.b64decode(encoded).decode(), None
         elif key in EXTERNAL_SECRETS.get(name, {KAFKA_USERS_KEY} if name == f"floodway-{self.component}" else ()):
-            return STAND_INS.get(variable, ""), None
+            return {**STAND_INS, **WITH_SASL}.get(variable, ""), None
         return "", f"{self.name}: {variable} is not a key that Secret {name} has: {key}"
 
 
@@ -147,7 +148,10 @@ def settings(manifests):
             yield f"{workload.name}: runs {arguments}, its component is {workload.component}"
         # `validate` checks all roles, so what this one does not get is stood in for.
         component = workload.component
-        stand_ins = {**STAND_INS, **(WITHOUT_KAFKA if component == "migrate" else {})}
+        uses_sasl = values.get("FLOODWAY_KAFKA__SECURITY_PROTOCOL", "").startswith("sasl")
+        stand_ins = dict(STAND_INS)
+        if uses_sasl:
+            stand_ins |= WITH_SASL | (WITHOUT_KAFKA if component == "migrate" else {})
         refused = source.floodway(["validate"], {**stand_ins, **values})
         if refused:
             yield f"{workload.name}: {refused}"
@@ -156,8 +160,7 @@ def settings(manifests):
             "FLOODWAY_DATABASE_URL": component in source.roles_that_need("database") | {"migrate"},
             "FLOODWAY_SEALING_KEY": component in source.roles_that_need("sealing_key"),
             "FLOODWAY_CONTROL_PLANE__ADMIN_KEY": component == "control-plane",
-            "FLOODWAY_KAFKA__SASL_PASSWORD": component in source.roles() | {"topics"}
-            and values.get("FLOODWAY_KAFKA__SECURITY_PROTOCOL", "").startswith("sasl"),
+            "FLOODWAY_KAFKA__SASL_PASSWORD": uses_sasl and component in source.roles() | {"topics"},
         }
         for name, is_wanted in wanted.items():
             if is_wanted != (name in values):
