@@ -52,7 +52,7 @@ prerequisites: ## Install, or name, what builds and tests need
 	scripts/stack prerequisites
 
 .PHONY: loadtest
-loadtest: ## Build in release, start everything, measure ingest for five minutes, write a report (ARGS=--profile full)
+loadtest: ## Build in release, start everything, measure ingest for four minutes, write a report (ARGS="--profile standard")
 	scripts/stack prerequisites build
 	scripts/stack up
 	cargo build --release --locked --package floodway --package floodway-loadtest
@@ -60,7 +60,7 @@ loadtest: ## Build in release, start everything, measure ingest for five minutes
 	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
 
 .PHONY: bench
-bench: ## Run the micro-benchmarks of the hot paths, then measure ingest for most of an hour
+bench: ## Run the micro-benchmarks of the hot paths, then measure ingest for half an hour
 	cargo bench --locked --package floodway-benches
 	$(MAKE) loadtest ARGS="--profile full $(ARGS)"
 
