@@ -83,9 +83,9 @@ log.cleaner.dedupe.buffer.size=33554432
 PROPERTIES
   (($(brokers) > 1)) || cat <<PROPERTIES
 
-# A killed broker comes back only after its old session has timed out, 9 s by default. A lone broker dies together
-# with its controller, so there is nobody to be patient for.
-broker.session.timeout.ms=3000
+# On a busy machine a lone broker may get no CPU for seconds: its controller, in the same process, must not take its partitions
+# from it for that. A killed broker comes back only after its old session has timed out, so not much longer than the default of 9 s.
+broker.session.timeout.ms=12000
 broker.heartbeat.interval.ms=500
 PROPERTIES
   secure_properties
