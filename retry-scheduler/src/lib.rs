@@ -20,6 +20,7 @@ mod read;
 mod reader;
 mod repeats;
 mod shard;
+mod stall;
 mod stop;
 mod takeover;
 

@@ -25,6 +25,9 @@ const QUEUE_KBYTES: &str = "8192";
 /// Longest wait of a fetch for data that is not there yet, in milliseconds; data that arrives is answered at once.
 const FETCH_WAIT_MS: &str = "500";
 
+/// Longest wait for the log's end.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
 /// One partition of `outcomes`.
 pub(crate) struct Reader {
     consumer: BaseConsumer<Quiet>,
@@ -72,6 +75,11 @@ impl Reader {
     /// First offset in the log, and the one after the last.
     pub(crate) fn bounds(&self) -> Result<(i64, i64), KafkaError> {
         self.consumer.fetch_watermarks(&self.topic, self.shard, REQUEST_TIMEOUT)
+    }
+
+    /// The offset after the log's last one. Waits only briefly: whoever asks has other work.
+    pub(crate) fn end(&self) -> Result<i64, KafkaError> {
+        self.consumer.fetch_watermarks(&self.topic, self.shard, END_PATIENCE).map(|(_, end)| end)
     }
 
     /// Offset of the first record with this time or a later one; `None` if there is no such record.

@@ -35,6 +35,7 @@ use crate::{
     read::Poison,
     reader::{Polled, Reader},
     repeats::Repeats,
+    stall::StallWatch,
     stop::{Ending, Stop},
     takeover::{self, Obstacle, TakenOver},
 };
@@ -216,6 +217,8 @@ struct Owner<'s> {
     epoch: i64,
     reader: Reader,
     intake: Intake,
+    /// Whether the reader still reads.
+    stall: StallWatch,
     /// Whether the last look at the log found nothing more.
     caught_up: bool,
     /// Closed, in order; nothing is read while there are any.
@@ -255,6 +258,7 @@ impl<'s> Owner<'s> {
                 row.next_offset,
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
+            stall: StallWatch::new(Instant::now()),
             caught_up: false,
             closed: VecDeque::new(),
             commit_sent: false,
@@ -324,12 +328,13 @@ impl<'s> Owner<'s> {
             match self.reader.poll(wait_until.saturating_duration_since(now)) {
                 Polled::Nothing => {
                     self.caught_up = true;
-                    break;
+                    return self.check_reader();
                 }
                 Polled::OutOfRange => return Err(Trouble::StartOver("its next offset left the log")),
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
+                    self.stall.progressed(now);
                     self.intake.take(&self.shared.metrics, &record, now);
                 }
             }
@@ -338,6 +343,19 @@ impl<'s> Owner<'s> {
             }
         }
         Ok(())
+    }
+
+    /// Starts over when the reader yields nothing although the log goes on.
+    fn check_reader(&mut self) -> Result<(), Trouble> {
+        if !self.stall.is_due(Instant::now()) {
+            return Ok(());
+        }
+        // A broker that does not answer says nothing about the reader.
+        let log_goes_on = self.reader.end().is_ok_and(|end| end > self.intake.open.to);
+        match self.stall.is_stalled(log_goes_on, Instant::now()) {
+            true => Err(Trouble::StartOver("its reader stopped although the log goes on")),
+            false => Ok(()),
+        }
     }
 
     /// Whether the open batch is to be stored: it is full, or it lingered and no more is there to be read, or it is old.
