@@ -230,9 +230,19 @@ async fn create_database(server_url: &str, name: &str) -> Result<String> {
     Ok(format!("{server}/{name}"))
 }
 
+/// Drops a database. Refused while a worker of autovacuum is in it, which only a superuser may end: then asked again.
 async fn drop_database(server_url: &str, database_url: &str) -> Result<()> {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(500);
     let (_, name) = database_url.rsplit_once('/').context("the database URL names no database")?;
-    execute(server_url, &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await
+    let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+    for _ in 1..TRIES {
+        if execute(server_url, &statement).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    execute(server_url, &statement).await
 }
 
 async fn execute(server_url: &str, statement: &str) -> Result<()> {
