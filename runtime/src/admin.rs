@@ -21,21 +21,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Buckets of every duration, in seconds: from a fast acknowledgement to a long attempt.
 const SECONDS_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
-/// Buckets of every count, such as the size of a batch.
-const COUNT_BUCKETS: [f64; 9] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
-/// Buckets of every size, in bytes: from one small event to the largest request.
-const BYTES_BUCKETS: [f64; 10] = [
-    256.0,
-    1024.0,
-    4096.0,
-    16384.0,
-    65536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-];
 /// How often histograms are folded, so that they stay small when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for a request's header on this listener.
@@ -91,8 +76,8 @@ pub fn install_metrics() -> Result<PrometheusHandle, AdminError> {
     use metrics_exporter_prometheus::Matcher::Suffix;
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)?
-        .set_buckets_for_metric(Suffix("_bytes".to_owned()), &BYTES_BUCKETS)?
-        .set_buckets(&COUNT_BUCKETS)?
+        .set_buckets_for_metric(Suffix("_bytes".to_owned()), &tally::BYTES)?
+        .set_buckets(&tally::COUNTS)?
         .install_recorder()?)
 }
 

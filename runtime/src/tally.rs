@@ -25,9 +25,9 @@ const SECONDS: [f64; 19] = [
     2.5, 5.0, 15.0, 60.0,
 ];
 /// Bounds of counts, such as the size of a batch.
-const COUNTS: [f64; 9] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
+pub(crate) const COUNTS: [f64; 9] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0];
 /// Bounds of sizes, in bytes: from one small event to the largest request.
-const BYTES: [f64; 10] = [
+pub(crate) const BYTES: [f64; 10] = [
     256.0,
     1024.0,
     4096.0,
