@@ -34,6 +34,7 @@ fn outcome<'a>(kind: OutcomeKind, event: Option<&'a RawValue>) -> Outcome<'a> {
         response: None,
         exchange: None,
         record: false,
+        batch: None,
         event,
     }
 }

@@ -68,10 +68,12 @@ pub(crate) struct DeadLetterView {
     /// Who did not get it.
     #[schema(value_type = Uuid)]
     subscription: SubscriptionId,
-    /// The event.
+    /// The event's id; of a batch, its `webhook-id`.
     event_id: String,
-    /// Its type.
+    /// Its type; of a batch with events of several types, `*`.
     event_type: String,
+    /// Ids of the events of a batch, which is delivered again as a whole; null: a single event.
+    members: Option<Vec<String>>,
     /// Attempts made.
     attempts: i32,
     /// Why it was given up, such as `attempts_exhausted`.
@@ -96,8 +98,8 @@ pub(crate) struct DeadLetterView {
 pub(crate) struct DeadLetterWithEvent {
     #[serde(flatten)]
     view: DeadLetterView,
-    /// The event's envelope: CloudEvents JSON.
-    #[schema(value_type = Object)]
+    /// The event's envelope: CloudEvents JSON. Of a batch, the array of its events' envelopes.
+    #[schema(value_type = serde_json::Value)]
     event: Box<RawValue>,
 }
 
@@ -110,6 +112,7 @@ impl From<DeadLetterSummary> for DeadLetterView {
             subscription: letter.subscription,
             event_id: letter.event_id,
             event_type: letter.event_type,
+            members: letter.members,
             attempts: letter.attempts,
             reason: letter.reason,
             http_status: letter.status,

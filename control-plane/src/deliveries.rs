@@ -33,9 +33,9 @@ pub(crate) struct DeliveryQuery {
     subscription: Option<SubscriptionId>,
     /// With this result: `delivered`, `retry`, `deferred`, `dead` or `disable`.
     status: Option<String>,
-    /// Of the event with this id.
+    /// Of the event with this id, alone or in a batch.
     event_id: Option<String>,
-    /// Of events of exactly this type.
+    /// Of events of exactly this type, alone or in a batch.
     #[serde(rename = "type")]
     event_type: Option<String>,
     /// Recorded at this instant or later.
@@ -59,10 +59,12 @@ pub(crate) struct DeliveryView {
     /// Whom it was delivered to.
     #[schema(value_type = Uuid)]
     subscription: SubscriptionId,
-    /// The event.
+    /// The event's id; of a batch, its `webhook-id`.
     event_id: String,
-    /// Its type.
+    /// Its type; of a batch with events of several types, `*`.
     event_type: String,
+    /// Ids of the events of a batch; null: a single event.
+    members: Option<Vec<String>>,
     /// Number of the attempt, from 1.
     attempt: i32,
     /// The result: `delivered`, `retry`, `deferred`, `dead` or `disable`.
@@ -148,6 +150,7 @@ impl From<Delivery> for DeliveryView {
             subscription: delivery.subscription,
             event_id: delivery.event_id,
             event_type: delivery.event_type,
+            members: delivery.members,
             attempt: delivery.attempt,
             kind: delivery.kind,
             reason: delivery.reason,
@@ -237,7 +240,7 @@ pub(crate) struct Counts {
     items: Vec<CountView>,
 }
 
-/// Numbers of outcomes of one subscription.
+/// Numbers of events that one subscription had an outcome of. An event counts each time that it has one.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CountView {
     /// The subscription.

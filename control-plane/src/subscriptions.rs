@@ -13,6 +13,7 @@ use crate::{
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use floodway_runtime::clock;
 use floodway_schemas::{
+    batch::{BatchPolicy, InvalidBatchPolicy},
     config::{
         CONFIG_VERSION, Format, History, SignatureScheme, SigningSecret, Subscription, SubscriptionState,
     },
@@ -63,10 +64,12 @@ pub(crate) struct NewSubscription {
     #[serde(default)]
     #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
     headers: BTreeMap<String, String>,
-    /// What the body looks like: `data` (the default), the event's data as sent, or `cloudevents`, the whole envelope.
-    #[serde(default)]
+    /// What the body looks like: `data` (the default), the event's data as sent, or `cloudevents`, the whole envelope, which is
+    /// the default with `batch`, and the only one there.
     #[schema(value_type = Option<String>, example = "data")]
-    format: Format,
+    format: Option<Format>,
+    /// Delivers several events in one request, as a JSON array of envelopes; absent: one event per request.
+    batch: Option<Batch>,
     /// Condition in CEL that an event must pass besides its type, at most 1,024 bytes: `event` has its attributes, `data` its data,
     /// as in `data.total > 100 && event.source == '/shop'`.
     filter: Option<String>,
@@ -111,6 +114,43 @@ pub(crate) struct SubscriptionChange {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<String>)]
     filter: Option<Option<String>>,
+    /// When batches close; replaces all of its fields. Null: one event per request from now on.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Batch>)]
+    batch: Option<Option<Batch>>,
+}
+
+/// When a batch closes: by whichever bound is reached first. Absent fields take their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Batch {
+    /// Most events, 2 to 1,000; default 100.
+    max_events: u32,
+    /// Most bytes of the body, 1,024 to 1,048,576; default 262,144. An event that is larger goes alone.
+    max_bytes: u32,
+    /// Milliseconds from the first event on, 10 to 30,000; default 1,000.
+    max_age_ms: u32,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        BatchPolicy::default().into()
+    }
+}
+
+impl From<BatchPolicy> for Batch {
+    fn from(policy: BatchPolicy) -> Self {
+        let BatchPolicy { max_events, max_bytes, max_age_ms } = policy;
+        Self { max_events, max_bytes, max_age_ms }
+    }
+}
+
+impl TryFrom<Batch> for BatchPolicy {
+    type Error = InvalidBatchPolicy;
+
+    fn try_from(batch: Batch) -> Result<Self, InvalidBatchPolicy> {
+        Self::new(batch.max_events, batch.max_bytes, batch.max_age_ms)
+    }
 }
 
 /// When failed deliveries are tried again. Absent fields take their defaults.
@@ -183,6 +223,8 @@ pub(crate) struct SubscriptionView {
     format: Format,
     /// Condition in CEL that an event must pass; null: none.
     filter: Option<String>,
+    /// When batches close; null: one event per request.
+    batch: Option<Batch>,
     /// How deliveries are signed: `v1` or `v1a`.
     #[schema(value_type = String, example = "v1")]
     signature: SignatureScheme,
@@ -238,6 +280,7 @@ impl From<SubscriptionRow> for SubscriptionView {
             headers: record.headers,
             format: record.format,
             filter: record.filter,
+            batch: record.batch.map(Batch::from),
             signature: record.secrets.first().map(SigningSecret::scheme).unwrap_or_default(),
             secrets: record.secrets.into_iter().map(secret_view).collect(),
             version: record.version,
@@ -283,6 +326,10 @@ fn new_row(
     new: NewSubscription,
 ) -> Result<SubscriptionRow, Refusal> {
     let now = clock::now();
+    let batch = checked_batch(new.batch)?;
+    let implied = if batch.is_some() { Format::Cloudevents } else { Format::default() };
+    let format = new.format.unwrap_or(implied);
+    check_format(format, batch)?;
     let record = Subscription {
         v: CONFIG_VERSION,
         version: 1,
@@ -297,8 +344,9 @@ fn new_row(
         history: new.history,
         timeout_ms: checked_timeout(new.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS))?,
         headers: delivery_headers::check(new.headers).map_err(Refusal::Invalid)?,
-        format: new.format,
+        format,
         filter: checked_filter(new.filter)?,
+        batch,
     };
     Ok(SubscriptionRow { record, name: new.name.map(|name| name.0), created_at: now, updated_at: now })
 }
@@ -384,7 +432,10 @@ fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Re
     if let Some(filter) = wanted.filter {
         record.filter = checked_filter(filter)?;
     }
-    Ok(())
+    if let Some(batch) = wanted.batch {
+        record.batch = checked_batch(batch)?;
+    }
+    check_format(record.format, record.batch)
 }
 
 /// Delete a subscription; its pending retries are dropped
@@ -421,6 +472,21 @@ fn checked_filter(filter: Option<String>) -> Result<Option<String>, Refusal> {
         Filter::compile(filter).map_err(|error| Refusal::Invalid(format!("filter: {error}")))?;
     }
     Ok(filter)
+}
+
+fn checked_batch(batch: Option<Batch>) -> Result<Option<BatchPolicy>, Refusal> {
+    let checked = batch.map(BatchPolicy::try_from).transpose();
+    checked.map_err(|error| Refusal::Invalid(error.to_string()))
+}
+
+/// In a batch an event is its whole envelope: its attributes have no headers of their own.
+fn check_format(format: Format, batch: Option<BatchPolicy>) -> Result<(), Refusal> {
+    match (format, batch) {
+        (Format::Data, Some(_)) => {
+            Err(Refusal::Invalid("batch needs format \"cloudevents\", and format is \"data\"".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn checked_timeout(timeout_ms: u32) -> Result<u32, Refusal> {

@@ -30,7 +30,7 @@ impl Source {
     /// The source of deliveries with this cause.
     pub(crate) fn of(cause: &Cause) -> Self {
         match cause {
-            Cause::Event { .. } => Self::Events,
+            Cause::Event { .. } | Cause::Batch(_) => Self::Events,
             Cause::Due(_) => Self::Due,
             Cause::Replay { .. } => Self::Replays,
         }

@@ -160,6 +160,7 @@ impl Outcomes {
                 response: verdict.response.as_deref().map(Cow::Borrowed),
                 exchange,
                 record: order.record,
+                batch: None,
                 // The envelope was JSON when it was decoded.
                 event: match kind {
                     OutcomeKind::Delivered => None,

@@ -122,7 +122,7 @@ pub(crate) fn rows(entries: &[Entry]) -> Rows<'_> {
     let mut rows = Rows::default();
     let mut counts: BTreeMap<Count, i64> = BTreeMap::new();
     for entry in entries {
-        *counts.entry(entry.count).or_default() += 1;
+        *counts.entry(entry.count).or_default() += entry.events;
         rows.retries.extend(entry.retry.iter().map(|later| &later.row));
         rows.deliveries.extend(&entry.delivery);
         rows.dead_letters.extend(entry.letter.iter().map(|letter| &letter.row));
@@ -141,7 +141,7 @@ mod tests {
 
     fn entry(offset: i64, kind: &'static str) -> Entry {
         let count = Count { tenant: Uuid::nil(), subscription: Uuid::nil(), kind };
-        Entry { offset, bytes: 10, count, retry: None, delivery: None, letter: None }
+        Entry { offset, bytes: 10, count, events: 1, retry: None, delivery: None, letter: None }
     }
 
     #[test]

@@ -8,12 +8,15 @@
 //! | dead, disable | yes | yes | dead letter |
 //! | dropped | yes | no | |
 //!
+//! Of a batch there is one row, which names its events; counts are of events.
+//!
 //! A record that cannot be used is *poison*: it is counted and passed over, never retried, so that it cannot hold up
 //! its shard. If it names its delivery it gets a history row that says so, and if it has its event, a dead letter.
 
 use crate::repeats::Fingerprint;
 use floodway_schemas::{
     DecodeError, UnixMillis,
+    batch::{Batched, Member},
     dead_letter::{DEAD_LETTER_VERSION, DeadLetter},
     due::{DUE_VERSION, Due, Origin, RetryKey},
     exchange::Exchange,
@@ -53,6 +56,8 @@ pub(crate) struct Entry {
     pub(crate) bytes: usize,
     /// What is counted.
     pub(crate) count: Count,
+    /// How many events it is about.
+    pub(crate) events: i64,
     /// The attempt to make later.
     pub(crate) retry: Option<Later>,
     /// The row of history; `next_at` follows from the retry.
@@ -144,6 +149,7 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
             subscription: outcome.subscription.0,
             kind: outcome.kind.as_str(),
         },
+        events: outcome.batch.as_ref().map_or(1, |batch| batch.events.into()),
         retry: None,
         delivery: has_history(&outcome).then(|| delivery(&outcome, offset)),
         letter: None,
@@ -288,11 +294,33 @@ fn letter(outcome: &Outcome<'_>, key: RetryKey, event: &RawValue, poison: Option
         detail,
         response: outcome.response.as_deref().map(clean),
         event: event.get().as_bytes().to_vec(),
+        members: members(outcome).map(|members| members.ids),
     };
     Some(Letter { key: letter.record_key(), record: letter.encode().ok()?, row })
 }
 
+/// The events of a batch, as columns.
+struct Members {
+    ids: Vec<String>,
+    /// Each once.
+    types: Vec<String>,
+}
+
+/// Those that the outcome names, or else those of the batch that it carries. `None` for a single event.
+fn members(outcome: &Outcome<'_>) -> Option<Members> {
+    let Batched { members, .. } = outcome.batch.as_ref()?;
+    let carried =
+        if members.is_empty() { outcome.event.and_then(|event| Member::all(event).ok()) } else { None };
+    let members = carried.as_ref().unwrap_or(members);
+    let mut types: Vec<String> = members.iter().map(|member| clean(&member.event_type)).collect();
+    types.sort_unstable();
+    types.dedup();
+    Some(Members { ids: members.iter().map(|member| clean(&member.id)).collect(), types })
+}
+
 fn delivery(outcome: &Outcome<'_>, offset: i64) -> NewDelivery {
+    let members = members(outcome);
+    let (members, member_types) = members.map(|Members { ids, types }| (ids, types)).unzip();
     NewDelivery {
         id: offset,
         at: DbInstant::from_millis(outcome.at),
@@ -310,6 +338,8 @@ fn delivery(outcome: &Outcome<'_>, offset: i64) -> NewDelivery {
         next_at: None,
         response: outcome.response.as_deref().map(clean),
         exchange: outcome.exchange.as_deref().and_then(exchange),
+        members,
+        member_types,
     }
 }
 
@@ -371,6 +401,7 @@ mod tests {
             response: Some("oh".into()),
             exchange: None,
             record: false,
+            batch: None,
             event: Some(serde_json::from_str(EVENT).unwrap()),
         }
     }
@@ -405,6 +436,36 @@ mod tests {
             assert_eq!(DeadLetter::decode(&letter.record).unwrap().id, "3-1742");
             assert!(entry.delivery.is_some() && entry.retry.is_none());
         }
+    }
+
+    #[test]
+    fn a_batch_names_its_events_whether_the_outcome_carries_it_or_not() {
+        let array =
+            r#"[{"id":"1","type":"b","data":{"id":"x"}},{"type":"a","id":"2"},{"id":"3","type":"b"}]"#;
+        let member = |id: &'static str, event_type: &'static str| Member {
+            id: id.into(),
+            event_type: event_type.into(),
+        };
+        let named = vec![member("1", "b"), member("2", "a"), member("3", "b")];
+        for (kind, members, event) in [
+            (OutcomeKind::Retry, Vec::new(), Some(serde_json::from_str(array).unwrap())),
+            (OutcomeKind::Dead, Vec::new(), Some(serde_json::from_str(array).unwrap())),
+            (OutcomeKind::Delivered, named, None),
+        ] {
+            let batch = Some(Batched { events: 3, members });
+            let entry = read_outcome(&Outcome { record: true, batch, event, ..outcome(kind) }).entry;
+            assert_eq!(entry.events, 3);
+            let row = entry.delivery.unwrap();
+            assert_eq!(row.members.unwrap(), ["1", "2", "3"]);
+            assert_eq!(row.member_types.unwrap(), ["a", "b"]);
+            if let Some(later) = entry.retry {
+                assert_eq!(Due::decode(&later.row.record).unwrap().event.get(), array);
+            }
+            if let Some(letter) = entry.letter {
+                assert_eq!((letter.row.members.unwrap().len(), &*letter.row.event), (3, array.as_bytes()));
+            }
+        }
+        assert_eq!(read_outcome(&outcome(OutcomeKind::Retry)).entry.delivery.unwrap().members, None);
     }
 
     #[test]

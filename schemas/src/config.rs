@@ -6,6 +6,7 @@
 use crate::{
     DecodeError, UnixMillis,
     api_key::SecretHash,
+    batch::BatchPolicy,
     error::check_version,
     ids::{ApiKeyId, SubscriptionId, TenantId},
     pattern::TypePattern,
@@ -159,6 +160,9 @@ pub struct Subscription {
     /// Condition that an event must pass besides its type, see [`crate::filter`]; `None` for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
+    /// When the batches that events are delivered in close; `None` for a request per event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchPolicy>,
 }
 
 /// Whether a subscription's deliveries are made.
@@ -342,5 +346,11 @@ mod tests {
         let (key, json) = golden("subscription");
         let bad = json.replacen("\"jitter\":0.2", "\"jitter\":7.0", 1);
         assert!(ConfigChange::decode(key.to_string().as_bytes(), Some(bad.as_bytes())).is_err());
+        let batch = json.replacen(
+            "\"format\":\"data\"",
+            "\"batch\":{\"max_events\":1,\"max_bytes\":9,\"max_age_ms\":9}",
+            1,
+        );
+        assert!(ConfigChange::decode(key.to_string().as_bytes(), Some(batch.as_bytes())).is_err());
     }
 }

@@ -42,7 +42,7 @@ pub struct DeadLetter<'a> {
     /// Start of the last response body.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub response: Option<Cow<'a, str>>,
-    /// The event's envelope.
+    /// The event's envelope, or the array of a batch's, see [`crate::batch`].
     #[serde(borrow)]
     pub event: &'a RawValue,
 }

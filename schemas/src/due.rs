@@ -85,7 +85,7 @@ pub struct Due<'a> {
     pub attempt: u32,
     /// Where the delivery's age starts: acceptance, or the request to replay.
     pub since: UnixMillis,
-    /// The event's envelope.
+    /// The event's envelope, or the array of a batch's, see [`crate::batch`].
     #[serde(borrow)]
     pub event: &'a RawValue,
 }

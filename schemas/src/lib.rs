@@ -7,6 +7,7 @@
 pub mod address;
 pub mod api_key;
 pub mod array;
+pub mod batch;
 pub mod config;
 pub mod conform;
 pub mod dead_letter;

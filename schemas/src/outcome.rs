@@ -5,6 +5,7 @@
 
 use crate::{
     DecodeError, UnixMillis,
+    batch::{Batched, Members},
     due::RetryKey,
     error::check_version,
     exchange::Exchange,
@@ -36,6 +37,8 @@ pub enum Cause {
         /// Offset in the partition.
         offset: i64,
     },
+    /// Several records of `events`, delivered together: `batch:<members>`.
+    Batch(Members),
     /// A retry that fell due: `due:<shard>-<id>`.
     Due(RetryKey),
     /// A replay of one event: `replay:<replay>:<message id>`.
@@ -56,6 +59,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Event { run, partition, offset } => write!(f, "events:{run}:{partition}:{offset}"),
+            Self::Batch(members) => write!(f, "batch:{members}"),
             Self::Due(retry_key) => write!(f, "due:{retry_key}"),
             Self::Replay { replay, message_id } => write!(f, "replay:{replay}:{message_id}"),
         }
@@ -77,6 +81,7 @@ impl FromStr for Cause {
                         offset: parts.next()?.parse().ok()?,
                     })
                 }
+                "batch" => rest.parse().ok().map(Cause::Batch),
                 "due" => rest.parse().ok().map(Cause::Due),
                 "replay" => {
                     let (replay, message_id) = rest.split_once(':')?;
@@ -299,7 +304,10 @@ pub struct Outcome<'a> {
     /// Whether the subscription asks for a history row even on success.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub record: bool,
-    /// The event's envelope; absent only for `delivered`.
+    /// For a batch: how many events it has, and which. Its id stands for the event's then.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batched<'a>>,
+    /// The event's envelope, or the array of a batch's, see [`crate::batch`]; absent only for `delivered`.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub event: Option<&'a RawValue>,
 }
@@ -363,6 +371,7 @@ mod tests {
             response: Some("oh \"no\"".into()),
             exchange: None,
             record: false,
+            batch: None,
             event: Some(event),
         }
     }
@@ -436,6 +445,7 @@ mod tests {
             let uuid = Uuid::from_u128(bits);
             for cause in [
                 Cause::Event { run: RunId(uuid), partition, offset },
+                Cause::Batch(Members(bits)),
                 Cause::Due(RetryKey { shard: partition, id: offset }),
                 Cause::Replay { replay: ReplayId(uuid), message_id: id },
             ] {

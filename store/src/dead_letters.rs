@@ -46,14 +46,17 @@ pub struct NewDeadLetter {
     pub detail: Option<String>,
     /// Start of the last response body.
     pub response: Option<String>,
-    /// The event's envelope.
+    /// The event's envelope, or the array of a batch's.
     pub event: Vec<u8>,
+    /// Ids of a batch's events.
+    pub members: Option<Vec<String>>,
 }
 
 pub(crate) const COPY: &str = "COPY dead_letter (recorded_at, shard, id, at, since, tenant_id, subscription_id, \
-     event_id, event_type, record_key, attempts, reason, status, error, detail, response, event) FROM STDIN BINARY";
+     event_id, event_type, record_key, attempts, reason, status, error, detail, response, event, members) \
+     FROM STDIN BINARY";
 
-pub(crate) const COLUMNS: [Type; 17] = [
+pub(crate) const COLUMNS: [Type; 18] = [
     Type::TIMESTAMPTZ,
     Type::INT4,
     Type::INT8,
@@ -71,6 +74,7 @@ pub(crate) const COLUMNS: [Type; 17] = [
     Type::TEXT,
     Type::TEXT,
     Type::BYTEA,
+    Type::TEXT_ARRAY,
 ];
 
 impl NewDeadLetter {
@@ -97,6 +101,7 @@ impl NewDeadLetter {
             &self.detail,
             &self.response,
             &self.event,
+            &self.members,
         ]
     }
 }
@@ -134,6 +139,8 @@ pub struct DeadLetterSummary {
     pub detail: Option<String>,
     /// Start of the last response body.
     pub response: Option<String>,
+    /// Ids of a batch's events.
+    pub members: Option<Vec<String>>,
 }
 
 /// A dead letter with its event.
@@ -141,7 +148,7 @@ pub struct DeadLetterSummary {
 pub struct DeadLetter {
     /// All but the event.
     pub summary: DeadLetterSummary,
-    /// The event's envelope, byte for byte.
+    /// The event's envelope, or the array of a batch's, byte for byte.
     pub event: Vec<u8>,
 }
 
@@ -168,7 +175,7 @@ pub async fn list(
     // There is a partition per month, few enough to plan for all. Planned anew for its values each time.
     let sql = "-- list_dead_letters
         SELECT recorded_at, shard, id, at, since, tenant_id, subscription_id, event_id, event_type, record_key,
-               attempts, reason, status, error, detail, response
+               attempts, reason, status, error, detail, response, members
         FROM dead_letter
         WHERE tenant_id = $1
           AND ($2::uuid IS NULL OR subscription_id = $2)
@@ -214,7 +221,7 @@ pub async fn by_ids(
 ) -> Result<Vec<DeadLetter>, Error> {
     let sql = "-- dead_letters_by_ids
         SELECT recorded_at, d.shard, d.id, at, since, tenant_id, subscription_id, event_id, event_type, record_key,
-               attempts, reason, status, error, detail, response, event
+               attempts, reason, status, error, detail, response, members, event
         FROM unnest($2::int[], $3::bigint[]) AS wanted (shard, id)
         JOIN dead_letter d ON d.shard = wanted.shard AND d.id = wanted.id
         WHERE d.tenant_id = $1";
@@ -224,7 +231,7 @@ pub async fn by_ids(
         [(&tenant.0, Type::UUID), (&shards, Type::INT4_ARRAY), (&offsets, Type::INT8_ARRAY)];
     let rows = client.query_typed(sql, &parameters).await?;
     rows.iter()
-        .map(|row| Ok(DeadLetter { summary: summary_from_row(row)?, event: row.try_get(16)? }))
+        .map(|row| Ok(DeadLetter { summary: summary_from_row(row)?, event: row.try_get(17)? }))
         .collect()
 }
 
@@ -264,5 +271,6 @@ fn summary_from_row(row: &Row) -> Result<DeadLetterSummary, Error> {
         error: row.try_get(13)?,
         detail: row.try_get(14)?,
         response: row.try_get(15)?,
+        members: row.try_get(16)?,
     })
 }

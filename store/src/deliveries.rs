@@ -40,9 +40,9 @@ pub struct NewDelivery {
     pub tenant: Uuid,
     /// Whom it was delivered to.
     pub subscription: Uuid,
-    /// The event's id.
+    /// The event's id, or a batch's.
     pub event_id: String,
-    /// The event's type.
+    /// The event's type, or that of a batch.
     pub event_type: String,
     /// Number of the attempt.
     pub attempt: i32,
@@ -64,12 +64,17 @@ pub struct NewDelivery {
     pub response: Option<String>,
     /// What went over the wire.
     pub exchange: Option<Value>,
+    /// Ids of a batch's events.
+    pub members: Option<Vec<String>>,
+    /// Types of a batch's events, each once.
+    pub member_types: Option<Vec<String>>,
 }
 
 pub(crate) const COPY: &str = "COPY delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, \
-     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange) FROM STDIN BINARY";
+     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange, members, member_types) \
+     FROM STDIN BINARY";
 
-pub(crate) const COLUMNS: [Type; 18] = [
+pub(crate) const COLUMNS: [Type; 20] = [
     Type::TIMESTAMPTZ,
     Type::INT4,
     Type::INT8,
@@ -88,6 +93,8 @@ pub(crate) const COLUMNS: [Type; 18] = [
     Type::TIMESTAMPTZ,
     Type::TEXT,
     Type::JSONB,
+    Type::TEXT_ARRAY,
+    Type::TEXT_ARRAY,
 ];
 
 impl NewDelivery {
@@ -115,6 +122,8 @@ impl NewDelivery {
             &self.next_at,
             &self.response,
             &self.exchange,
+            &self.members,
+            &self.member_types,
         ]
     }
 }
@@ -128,7 +137,7 @@ pub struct CountDelta {
     pub subscription: Uuid,
     /// The decision's name.
     pub kind: &'static str,
-    /// How many.
+    /// How many events.
     pub n: i64,
 }
 
@@ -161,9 +170,9 @@ pub struct DeliveryFilter {
     pub subscription: Option<SubscriptionId>,
     /// With this decision.
     pub kind: Option<String>,
-    /// Of the event with this id.
+    /// Of the event with this id, alone or in a batch.
     pub event_id: Option<String>,
-    /// Of events of this type.
+    /// Of events of this type, alone or in a batch.
     pub event_type: Option<String>,
     /// Recorded at this instant or later.
     pub from: Option<UnixMillis>,
@@ -219,6 +228,8 @@ pub struct Delivery {
     pub response: Option<String>,
     /// What went over the wire.
     pub exchange: Option<Exchange>,
+    /// Ids of a batch's events.
+    pub members: Option<Vec<String>>,
 }
 
 /// A page of history, newest first, after `cursor`.
@@ -262,14 +273,14 @@ async fn list_window(
     // Planned anew for its values each time: filters that are NULL fold away, and partitions are pruned.
     let sql = "-- list_deliveries
         SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
-               error, detail, duration_ms, next_at, response, exchange
+               error, detail, duration_ms, next_at, response, exchange, members
         FROM delivery
         WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
           AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
           AND ($7::uuid IS NULL OR subscription_id = $7)
           AND ($8::text IS NULL OR kind = $8)
-          AND ($9::text IS NULL OR event_id = $9)
-          AND ($10::text IS NULL OR event_type = $10)
+          AND ($9::text IS NULL OR event_id = $9 OR $9 = ANY (members))
+          AND ($10::text IS NULL OR event_type = $10 OR $10 = ANY (member_types))
         ORDER BY recorded_at DESC, shard DESC, id DESC
         LIMIT $11";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -307,6 +318,7 @@ fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
         response: row.try_get(15)?,
         // What a newer version wrote is nothing that this one has to show.
         exchange: row.try_get::<_, Option<Value>>(16)?.and_then(|value| serde_json::from_value(value).ok()),
+        members: row.try_get(17)?,
     })
 }
 
@@ -323,12 +335,12 @@ pub struct CountFilter {
     pub to: Option<UnixMillis>,
 }
 
-/// Outcomes of one subscription by the decision's name. A name without outcomes is absent.
+/// Events that one subscription had an outcome of, by the decision's name. A name without outcomes is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionCounts {
     /// The subscription.
     pub subscription: SubscriptionId,
-    /// How many outcomes of each kind.
+    /// How many events of each kind of outcome.
     pub by_kind: BTreeMap<String, i64>,
 }
 

@@ -26,9 +26,9 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
     let SubscriptionRow { record, name, created_at, updated_at } = row;
     let sql = "-- subscriptions::insert
         INSERT INTO subscription (id, tenant_id, name, url, types, state, active_from, secrets, retry, history,
-            timeout_ms, headers, format, version, created_at, updated_at, filter)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
-    let parameters: [&(dyn ToSql + Sync); 17] = [
+            timeout_ms, headers, format, version, created_at, updated_at, filter, batch)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
+    let parameters: [&(dyn ToSql + Sync); 18] = [
         &record.id.0,
         &record.tenant.0,
         name,
@@ -46,6 +46,7 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
         &timestamp::parameter(*created_at),
         &timestamp::parameter(*updated_at),
         &record.filter,
+        &record.batch.as_ref().map(word::to_json).transpose()?,
     ];
     write.reader().execute(sql, &parameters).await?;
     write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
@@ -62,9 +63,9 @@ pub async fn update(
     let record = &row.record;
     let sql = "-- subscriptions::update
         UPDATE subscription SET name = $2, url = $3, types = $4, state = $5, secrets = $6, retry = $7, history = $8,
-            timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14
+            timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14, batch = $15
         WHERE id = $1";
-    let parameters: [&(dyn ToSql + Sync); 14] = [
+    let parameters: [&(dyn ToSql + Sync); 15] = [
         &record.id.0,
         &row.name,
         &record.url.as_str(),
@@ -79,6 +80,7 @@ pub async fn update(
         &word::version(record.version)?,
         &timestamp::parameter(row.updated_at),
         &record.filter,
+        &record.batch.as_ref().map(word::to_json).transpose()?,
     ];
     if write.reader().execute(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("subscription"));
@@ -160,6 +162,7 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         headers: word::read_json(row, "headers")?,
         format: word::read(row, "format")?,
         filter: row.try_get("filter")?,
+        batch: word::read_optional_json(row, "batch")?,
     };
     Ok(SubscriptionRow {
         record,

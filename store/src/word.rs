@@ -24,6 +24,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(row: &Row, name: &'static str) -> R
     json(name, row.try_get(name)?)
 }
 
+/// The same for a column that may be NULL.
+pub(crate) fn read_optional_json<T: DeserializeOwned>(
+    row: &Row,
+    name: &'static str,
+) -> Result<Option<T>, Error> {
+    row.try_get::<_, Option<Value>>(name)?.map(|value| json(name, value)).transpose()
+}
+
 /// A value as a `jsonb` parameter.
 pub(crate) fn to_json(value: &impl Serialize) -> Result<Value, Error> {
     serde_json::to_value(value).map_err(|error| Error::Other(format!("jsonb: {error}")))

@@ -33,6 +33,7 @@ async fn bury_for<'s>(world: &World, tenant: &str, count: i64, subscription: imp
             detail: None,
             response: None,
             event: EVENT.as_bytes().to_vec(),
+            members: None,
         })
         .collect();
     batch.add_dead_letters(3, &letters.iter().collect::<Vec<_>>()).await.unwrap();

@@ -37,6 +37,7 @@ async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind
         response: None,
         exchange: None,
         record: false,
+        batch: None,
         event: Some(&event),
     };
     let (value, key) = (outcome.encode().unwrap(), outcome.record_key());

@@ -39,6 +39,8 @@ fn delivery(id: i64, tenant: &str, subscription: &str, kind: &'static str) -> Ne
             json!({"address": "192.0.2.1:443", "reused": false, "timings": {"dns_us": 5, "total_us": 900},
             "request_headers": [{"name": "ce-id", "value": "1"}], "response_headers": []}),
         ),
+        members: None,
+        member_types: None,
     }
 }
 
@@ -51,10 +53,15 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
     let mut client = world.pool.get().await.unwrap();
     let shard = retry::take_over(&client, 0, "test", 0).await.unwrap();
     let batch = retry::begin(&mut client, 0, shard.epoch, 0, 4).await.unwrap();
+    let members = |texts: &[&str]| Some(texts.iter().map(|&text| text.to_owned()).collect());
     let rows = [
         delivery(0, &tenant, &subscription, "retry"),
         delivery(1, &tenant, &subscription, "retry"),
-        delivery(2, &tenant, &subscription, "dead"),
+        NewDelivery {
+            members: members(&["m-1", "m-2"]),
+            member_types: members(&["order.created", "order.paid"]),
+            ..delivery(2, &tenant, &subscription, "dead")
+        },
         delivery(3, &other, &subscription, "retry"),
     ];
     batch.add_deliveries(0, &rows.each_ref()).await.unwrap();
@@ -72,7 +79,9 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         items.map(|item| item["event_id"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(ids(&first), ["e-2", "e-1"]);
+    assert_eq!(first.json["items"][0]["members"], json!(["m-1", "m-2"]));
     let item = &first.json["items"][1];
+    assert_eq!(item["members"], json!(null));
     assert_eq!(
         (&item["http_status"], &item["kind"], &item["response"]),
         (&json!(500), &json!("retry"), &json!("oops"))
@@ -90,6 +99,10 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
     let filters = [
         (format!("status=dead&subscription={subscription}"), 1),
         ("event_id=e-1".to_owned(), 1),
+        // In a batch.
+        ("event_id=m-2".to_owned(), 1),
+        ("event_id=m-3".to_owned(), 0),
+        ("type=order.paid".to_owned(), 1),
         ("type=order.created".to_owned(), 3),
         ("type=order".to_owned(), 0),
         ("to=2020-01-01T00:00:00Z".to_owned(), 0),

@@ -141,6 +141,14 @@ async fn bad_subscriptions_are_refused_by_the_name_of_the_field() {
         (r#"{"url":"https://e.com/","filter":"order.total > 1"}"#.to_owned(), "\"order\" is unknown"),
         (r#"{"url":"https://e.com/","filter":"size(data)"}"#.to_owned(), "filter must be a condition"),
         (r#"{"url":"https://e.com/","filter":""}"#.to_owned(), "filter has 1 to 1024 bytes"),
+        (r#"{"url":"https://e.com/","batch":{"max_events":1}}"#.to_owned(), "batch.max_events is 1"),
+        (
+            r#"{"url":"https://e.com/","batch":{"max_bytes":2000000}}"#.to_owned(),
+            "batch.max_bytes is 2000000",
+        ),
+        (r#"{"url":"https://e.com/","batch":{"max_age_ms":5}}"#.to_owned(), "batch.max_age_ms is 5"),
+        (r#"{"url":"https://e.com/","batch":{"events":5}}"#.to_owned(), "unknown field `events`"),
+        (r#"{"url":"https://e.com/","batch":{},"format":"data"}"#.to_owned(), "batch needs format"),
         (r#"{"url":"https://e.com/","signature":"v2"}"#.to_owned(), "signature"),
         (r#"{"url":"https://e.com/","secret":"whsec_x"}"#.to_owned(), "unknown field `secret`"),
     ];
@@ -149,6 +157,32 @@ async fn bad_subscriptions_are_refused_by_the_name_of_the_field() {
     }
     let unknown = "/v1/tenants/01938f2e-0000-7000-8000-000000000001/subscriptions";
     world.plane.post(unknown, r#"{"url":"https://e.com/"}"#).await.is_problem(404, "tenant");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn batches_imply_whole_envelopes_and_end_with_null() {
+    let world = World::start().await;
+    let path = format!("/v1/tenants/{}/subscriptions", world.tenant().await);
+    let created = world.plane.post(&path, r#"{"url":"https://e.com/","batch":{"max_events":7}}"#).await;
+    let expected = json!({"max_events": 7, "max_bytes": 262_144, "max_age_ms": 1_000});
+    assert_eq!((created.status, &created.json["batch"]), (201, &expected), "{created:?}");
+    assert_eq!(created.json["format"], "cloudevents");
+    assert_eq!(serde_json::to_value(last_published(&world).await.batch).unwrap(), expected);
+
+    let own = format!("{path}/{}", created.text("id"));
+    world.plane.patch(&own, r#"{"format":"data"}"#).await.is_problem(400, "batch needs format");
+    let changed = world.plane.patch(&own, r#"{"batch":{"max_age_ms":50},"name":"n"}"#).await;
+    assert_eq!(changed.json["batch"], json!({"max_events": 100, "max_bytes": 262_144, "max_age_ms": 50}));
+    let kept = world.plane.patch(&own, r#"{"name":"m"}"#).await;
+    assert_eq!(kept.json["batch"]["max_age_ms"], 50);
+    let ended = world.plane.patch(&own, r#"{"batch":null,"format":"data"}"#).await;
+    assert_eq!((&ended.json["batch"], &ended.json["format"]), (&json!(null), &json!("data")));
+    assert_eq!(last_published(&world).await.batch, None);
+    world.plane.patch(&own, r#"{"batch":{}}"#).await.is_problem(400, "batch needs format");
+    let again = world.plane.patch(&own, r#"{"batch":{},"format":"cloudevents"}"#).await;
+    assert_eq!((again.status, &again.json["batch"]["max_events"]), (200, &json!(100)));
+    assert_eq!(world.plane.get(&own).await.json["batch"], again.json["batch"]);
     world.end().await;
 }
 

@@ -130,6 +130,7 @@ impl World {
             headers: Default::default(),
             format: Format::Data,
             filter: None,
+            batch: None,
         }
     }
 

@@ -96,6 +96,7 @@ pub(crate) fn outcome(kind: OutcomeKind, n: i64, delay: Duration) -> Outcome<'st
         response: Some("busy".into()),
         exchange: None,
         record: false,
+        batch: None,
         event: (kind != OutcomeKind::Delivered).then(|| serde_json::from_str(EVENT).unwrap()),
     }
 }
