@@ -4,7 +4,7 @@ use crate::{
     classify::{self, Reply},
     connect::{ConnectError, Dial, io_class},
     connection::{Answer, ExchangeError, Noted},
-    headers::{PreparedEvent, put_line},
+    headers::{Mode, PreparedEvent, put_line},
     pool::Pool,
     subscriptions::Endpoint,
     target::Target,
@@ -12,7 +12,6 @@ use crate::{
 use bytes::Bytes;
 use floodway_schemas::{
     UnixMillis,
-    config::Format,
     exchange::{self, Exchange, Header, Timings},
     outcome::{ErrorClass, MAX_RESPONSE_BYTES},
 };
@@ -57,7 +56,9 @@ pub(crate) async fn attempt(
 ) -> Report {
     let started = Instant::now();
     let mut course = Course::default();
-    let request = request(endpoint, event, now);
+    let mode = Mode::of(event, &endpoint.subscription);
+    let body = event.body(mode);
+    let request = request(endpoint, event, mode, &body, now);
     let (reply, detail, response) = match &request {
         Err(failure) => {
             (Reply::Failed { class: failure.class, status: None }, Some(failure.detail.clone()), None)
@@ -157,6 +158,7 @@ struct Request<'a> {
     endpoint: &'a Endpoint,
     target: &'a Target,
     event: &'a PreparedEvent,
+    mode: Mode,
     body: &'a Bytes,
     /// In seconds.
     timestamp: i64,
@@ -166,19 +168,17 @@ struct Request<'a> {
 fn request<'a>(
     endpoint: &'a Endpoint,
     event: &'a PreparedEvent,
+    mode: Mode,
+    body: &'a Bytes,
     now: UnixMillis,
 ) -> Result<Request<'a>, Failure> {
     let unusable = || Failure::new(ErrorClass::Protocol, "the URL cannot be addressed over HTTP");
     let target = endpoint.target.as_ref().ok_or_else(unusable)?;
-    let body = match endpoint.subscription.format {
-        Format::Data => &event.body,
-        Format::Cloudevents => &event.envelope,
-    };
     let timestamp = now.0.div_euclid(1000);
     let signature = endpoint.keys.sign(&event.message_id, timestamp, body, now).ok_or_else(|| {
         Failure::new(ErrorClass::Secret, "the signing secret does not open with the configured sealing keys")
     })?;
-    Ok(Request { endpoint, target, event, body, timestamp, signature })
+    Ok(Request { endpoint, target, event, mode, body, timestamp, signature })
 }
 
 impl Request<'_> {
@@ -203,10 +203,7 @@ impl Request<'_> {
     /// Writes the request up to the empty line.
     fn put_head(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.target.head);
-        match self.endpoint.subscription.format {
-            Format::Data => self.event.put_binary_mode(out),
-            Format::Cloudevents => self.event.put_structured_mode(out),
-        }
+        self.event.put_headers(self.mode, out);
         // Base64 and digits are always a header's value.
         put_line(out, "webhook-id", self.event.message_id.as_bytes());
         put_line(out, "webhook-signature", self.signature.as_bytes());

@@ -122,6 +122,13 @@ impl Backlog {
         self.held.into_iter().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
+    /// Defers the batches, for events of other partitions may be in them. The rest is the next owner's.
+    pub(crate) fn leave_batches(self, deliverer: &Deliverer) {
+        let is_batch = |delivery: &Delivery| !delivery.order.others.is_empty();
+        let batches = self.held.into_iter().filter(|(delivery, _)| is_batch(delivery));
+        batches.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
+    }
+
     /// Offers everything in turn; what its lane still has no room for stays, in the same order.
     fn offer_again(&mut self, deliverer: &Deliverer) {
         self.full.clear();

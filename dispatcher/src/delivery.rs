@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 /// What an outcome is about. Dropping it unsettled leaves the record to the next owner of the partition.
 #[derive(Debug)]
 pub(crate) struct Order {
-    /// The event.
+    /// The event, or a batch of them.
     pub(crate) event: Arc<PreparedEvent>,
     /// The subscription; it may be unknown by now.
     pub(crate) subscription: SubscriptionId,
@@ -28,6 +28,17 @@ pub(crate) struct Order {
     pub(crate) receipt: Receipt,
     /// Its part of the budget.
     pub(crate) permit: Permit,
+    /// The same of the further events of a batch.
+    pub(crate) others: Vec<Hold>,
+}
+
+/// What is held of a record until a delivery's outcome is acknowledged.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    /// The record.
+    pub(crate) receipt: Receipt,
+    /// Its part of the budget.
+    pub(crate) _permit: Permit,
 }
 
 /// An order with the endpoint that it goes to.

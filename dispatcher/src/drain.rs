@@ -49,7 +49,7 @@ pub(crate) fn drain(
             continue;
         }
         if !partition.wait_for_room(Duration::ZERO) {
-            intake.router.signal();
+            intake.router.make_way();
             partition.wait_for_room(backlog.patience(WINDOW_WAIT));
             continue;
         }
@@ -81,5 +81,5 @@ pub(crate) fn drain(
             Some(Err(error)) => intake.health.suspect(intake.group, &error.to_string()),
         }
     }
-    intake.router.leave(backlog);
+    intake.router.leave(partition, backlog);
 }

@@ -5,19 +5,21 @@
 
 use bytes::Bytes;
 use floodway_schemas::{
+    batch::{self, Batched, CLOUDEVENTS_BATCH_JSON, MIXED_TYPES, Member},
+    config::{Format, Subscription},
     event::{CLOUDEVENTS_JSON, Data, Event},
     ids::TenantId,
 };
 use http::{HeaderName, HeaderValue};
-use std::{collections::BTreeMap, io::Write, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, io::Write, ops::Range};
 
 /// Room for the headers of a usual event at once.
 const USUAL_BYTES: usize = 384;
 
-/// An event made ready once for all its deliveries. Owned, for deliveries outlive the record's buffer.
+/// An event, or a batch of them, made ready once for all its deliveries. Owned, for deliveries outlive the record's buffer.
 #[derive(Debug)]
 pub(crate) struct PreparedEvent {
-    /// The envelope as the record had it.
+    /// The envelope as the record had it, or the array of a batch's.
     pub(crate) envelope: Bytes,
     /// Owner.
     pub(crate) tenant: TenantId,
@@ -35,6 +37,42 @@ pub(crate) struct PreparedEvent {
     lines: Vec<u8>,
     /// Where among them the W3C trace context is.
     trace: Range<usize>,
+    /// The events of a batch; of a single event, none.
+    members: Box<[Member<'static>]>,
+}
+
+/// An event of a batch, by its names.
+#[derive(Debug)]
+pub(crate) struct Name {
+    /// For the history.
+    pub(crate) member: Member<'static>,
+    /// Its own `webhook-id`.
+    pub(crate) message_id: String,
+}
+
+/// What a delivery's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The event's data; its attributes are headers.
+    Binary,
+    /// The event's envelope.
+    Structured,
+    /// A batch, which is that already.
+    Batched,
+    /// The event's envelope, as a batch of one.
+    BatchOfOne,
+}
+
+impl Mode {
+    /// How `event` goes to `subscription`. What is a batch stays one, whatever is asked for by now.
+    pub(crate) fn of(event: &PreparedEvent, subscription: &Subscription) -> Self {
+        match (subscription.batch, subscription.format) {
+            _ if !event.members.is_empty() => Self::Batched,
+            (Some(_), _) => Self::BatchOfOne,
+            (None, Format::Data) => Self::Binary,
+            (None, Format::Cloudevents) => Self::Structured,
+        }
+    }
 }
 
 impl PreparedEvent {
@@ -56,17 +94,65 @@ impl PreparedEvent {
             body,
             lines,
             trace,
+            members: Box::default(),
+        }
+    }
+
+    /// A batch of several events, whose envelopes `array` holds. Its own id is that of its deliveries.
+    pub(crate) fn batch(array: Bytes, tenant: TenantId, names: Vec<Name>) -> Self {
+        let message_id = batch::batch_id(names.iter().map(|name| name.message_id.as_str()));
+        let members: Box<[Member<'static>]> = names.into_iter().map(|name| name.member).collect();
+        let is_of_one_type = members.windows(2).all(|pair| pair[0].event_type == pair[1].event_type);
+        let event_type = members.first().filter(|_| is_of_one_type);
+        Self {
+            body: array.clone(),
+            envelope: array,
+            tenant,
+            id: message_id.clone(),
+            event_type: event_type.map_or(MIXED_TYPES, |member| &member.event_type).to_owned(),
+            key: message_id.clone(),
+            message_id,
+            lines: Vec::new(),
+            trace: 0..0,
+            members,
+        }
+    }
+
+    /// What an outcome says about a batch, with the names of its events if they are `named`; `None` for a single event.
+    pub(crate) fn batched(&self, named: bool) -> Option<Batched<'_>> {
+        if self.members.is_empty() {
+            return None;
+        }
+        let members = if named { self.members.to_vec() } else { Vec::new() };
+        Some(Batched { events: u32::try_from(self.members.len()).unwrap_or(u32::MAX), members })
+    }
+
+    /// The body of a delivery.
+    pub(crate) fn body(&self, mode: Mode) -> Cow<'_, Bytes> {
+        match mode {
+            Mode::Binary => Cow::Borrowed(&self.body),
+            Mode::Structured | Mode::Batched => Cow::Borrowed(&self.envelope),
+            Mode::BatchOfOne => Cow::Owned(batch::array(std::iter::once(&self.envelope[..])).into()),
+        }
+    }
+
+    /// Writes the headers of a delivery that are the event's.
+    pub(crate) fn put_headers(&self, mode: Mode, out: &mut Vec<u8>) {
+        match mode {
+            Mode::Binary => self.put_binary_mode(out),
+            Mode::Structured => self.put_whole(CLOUDEVENTS_JSON, out),
+            Mode::Batched | Mode::BatchOfOne => self.put_whole(CLOUDEVENTS_BATCH_JSON, out),
         }
     }
 
     /// Writes the headers of binary mode.
-    pub(crate) fn put_binary_mode(&self, out: &mut Vec<u8>) {
+    fn put_binary_mode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.lines);
     }
 
-    /// Writes the headers of structured mode.
-    pub(crate) fn put_structured_mode(&self, out: &mut Vec<u8>) {
-        put_line(out, "content-type", CLOUDEVENTS_JSON.as_bytes());
+    /// Writes the headers of a body that has the attributes itself.
+    fn put_whole(&self, content_type: &str, out: &mut Vec<u8>) {
+        put_line(out, "content-type", content_type.as_bytes());
         out.extend_from_slice(&self.lines[self.trace.clone()]);
     }
 }
@@ -230,16 +316,54 @@ mod tests {
             ("ce-urgent", "true"),
             ("ce-region", "eu"),
         ];
-        let headers = parsed(|out| prepared.put_binary_mode(out));
+        let headers = parsed(|out| prepared.put_headers(Mode::Binary, out));
         for (name, value) in expected {
             assert_eq!(headers[name], value, "{name}");
         }
         assert_eq!(headers.len(), expected.len());
         assert_eq!(&prepared.body[..], br#"{"total" : 12.50, "items":["a","b"]}"#);
         assert_eq!(prepared.key, "customer-9");
-        let headers = parsed(|out| prepared.put_structured_mode(out));
+        let headers = parsed(|out| prepared.put_headers(Mode::Structured, out));
         assert_eq!((headers.len(), &*headers["content-type"]), (2, CLOUDEVENTS_JSON));
         assert!(headers["traceparent"].starts_with("00-0af"));
+    }
+
+    #[test]
+    fn a_batch_is_named_by_its_events_and_stays_one_whatever_its_subscription_asks_for() {
+        let golden = include_str!("../../schemas/golden/event-full.json").trim_end();
+        let (one, other) = (prepare(golden), prepare(&golden.replace("order-1", "order-2")));
+        let name = |event: &PreparedEvent| Name {
+            member: Member { id: event.id.clone().into(), event_type: event.event_type.clone().into() },
+            message_id: event.message_id.clone(),
+        };
+        let array = Bytes::from(batch::array([&one.envelope[..], &other.envelope[..]].into_iter()));
+        let batch = PreparedEvent::batch(array.clone(), one.tenant, vec![name(&one), name(&other)]);
+        assert_eq!(
+            (&*batch.event_type, &batch.id, &batch.key),
+            ("order.created", &batch.message_id, &batch.id)
+        );
+        assert_eq!(batch.batched(true).unwrap().members[1].id, "order-2");
+        assert_eq!(batch.batched(false).unwrap(), Batched { events: 2, members: Vec::new() });
+        assert_eq!(one.batched(true), None);
+
+        let json = include_str!("../../schemas/golden/config-subscription.json");
+        let single: Subscription = serde_json::from_str(json).unwrap();
+        let batching = Subscription { batch: Some(Default::default()), ..single.clone() };
+        let whole = Subscription { format: Format::Cloudevents, ..single.clone() };
+        for (event, subscription, mode, body) in [
+            (&batch, &single, Mode::Batched, &array[..]),
+            (&batch, &batching, Mode::Batched, &array[..]),
+            (&one, &batching, Mode::BatchOfOne, format!("[{golden}]").as_bytes()),
+            (&one, &whole, Mode::Structured, golden.as_bytes()),
+            (&one, &single, Mode::Binary, &one.body[..]),
+        ] {
+            assert_eq!(Mode::of(event, subscription), mode);
+            assert_eq!(&event.body(mode)[..], body);
+        }
+        for (event, mode, lines) in [(&batch, Mode::Batched, 1), (&one, Mode::BatchOfOne, 2)] {
+            let headers = parsed(|out| event.put_headers(mode, out));
+            assert_eq!((headers.len(), &*headers["content-type"]), (lines, CLOUDEVENTS_BATCH_JSON));
+        }
     }
 
     #[test]
@@ -264,7 +388,10 @@ mod tests {
             r#"{"specversion":"1.0","id":"1","source":"s","type":"t","tenantid":"01938f2e-0000-7000-8000-000000000001","receivedat":"2026-11-21T15:34:00.123Z","data_base64":"AP8="}"#,
         );
         assert_eq!(&prepared.body[..], [0, 255]);
-        assert_eq!(parsed(|out| prepared.put_binary_mode(out))["content-type"], "application/octet-stream");
+        assert_eq!(
+            parsed(|out| prepared.put_headers(Mode::Binary, out))["content-type"],
+            "application/octet-stream"
+        );
     }
 
     #[test]

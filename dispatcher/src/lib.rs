@@ -6,11 +6,12 @@
 //! One consumer group per topic, so that resetting one never fires another again. Their names carry the topic prefix:
 //! `<prefix>dispatcher` for `events`, `<prefix>dispatcher-due` and `<prefix>dispatcher-replays`.
 //!
-//! A record's way: `drain` (a thread per partition) → `route` (which subscriptions) → `lane` (when) → `worker` (a thread per core) →
+//! A record's way: `drain` (a thread per partition) → `route` (which subscriptions) → `batches` (if asked for) → `lane` (when) → `worker` (a thread per core) →
 //! `deliver` (`attempt`, `classify`) → `outcomes` (until acknowledged) → `tracker` → `commit`.
 
 mod attempt;
 mod backlog;
+mod batches;
 mod breaker;
 mod budget;
 mod classify;
@@ -30,6 +31,7 @@ mod kafka_health;
 mod lane;
 mod life;
 mod metrics;
+mod open_batches;
 mod outcomes;
 mod ownership;
 mod partition;
@@ -216,6 +218,7 @@ struct Parts {
     outcomes: Arc<Outcomes>,
     deliverer: Arc<Deliverer>,
     router: Arc<Router>,
+    batches: Option<JoinHandle<()>>,
 }
 
 impl Parts {
@@ -261,7 +264,13 @@ impl Parts {
             settings,
             feed.freshness(),
         ));
-        Ok(Self { life, feed: Some(feed), feed_token, subscriptions, outcomes, deliverer, router })
+        let closing = Arc::clone(&router);
+        let batches = std::thread::Builder::new()
+            .name("batches".to_owned())
+            .spawn(move || closing.close_batches())
+            .map_err(KafkaError::from)?;
+        let (feed, batches) = (Some(feed), Some(batches));
+        Ok(Self { life, feed, feed_token, subscriptions, outcomes, deliverer, router, batches })
     }
 
     /// Whether all subscriptions are known; `false` when the feed ended before.
@@ -275,7 +284,15 @@ impl Parts {
     /// Drains and ends everything, in the order in which work flows.
     async fn stop(mut self, intakes: Vec<JoinHandle<()>>, drain_deadline: Duration) -> Result<(), Error> {
         let life = Arc::clone(&self.life);
-        off_runtime(move || life.stop_taking()).await;
+        let (router, batches) = (Arc::clone(&self.router), self.batches.take());
+        let stopped = off_runtime(move || {
+            life.stop_taking();
+            router.leave_batches();
+            batches.is_none_or(|thread| thread.join().is_ok())
+        });
+        if stopped.await != Some(true) {
+            tracing::error!("the thread that closes batches panicked");
+        }
         self.finish_deliveries(drain_deadline).await;
         let deliverer = Arc::clone(&self.deliverer);
         deliverer.cut_off.cancel();
@@ -328,6 +345,7 @@ impl Drop for Parts {
         self.deliverer.cut_off.cancel();
         self.feed_token.cancel();
         self.outcomes.abandon();
+        self.router.drop_batches();
         // A delivery that waits in a lane holds the lane: without this, both would stay for ever.
         drop(self.subscriptions.take_waiting());
     }

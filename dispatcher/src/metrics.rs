@@ -1,7 +1,7 @@
 //! The dispatcher's metrics: names, descriptions and handles, made once. No label names a tenant or a subscription.
 #![allow(clippy::disallowed_macros, reason = "this is the file that the ban points to")]
 
-use crate::breaker::Turn;
+use crate::{breaker::Turn, open_batches::Closing};
 use floodway_schemas::{
     outcome::{ErrorClass, OutcomeKind},
     topic::Topic,
@@ -25,6 +25,8 @@ const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
 const CONNECTIONS: &str = "floodway_dispatcher_connections";
 const FILTERED: &str = "floodway_dispatcher_filtered_total";
+const BATCHES: &str = "floodway_dispatcher_batches_total";
+const BATCH_EVENTS: &str = "floodway_dispatcher_batch_events";
 const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
 
 /// Why a record was not turned into deliveries, and its offset just settled.
@@ -71,6 +73,8 @@ pub(crate) struct Metrics {
     skipped: [Counter; 3],
     filtered: [Counter; 2],
     breakers: [Counter; 2],
+    batches: [Counter; 5],
+    batch_events: Histogram,
     /// Seconds of an attempt, body included.
     pub(crate) attempt_seconds: Histogram,
     /// Seconds from the receipt of an event to the end of its first attempt.
@@ -126,6 +130,9 @@ impl Metrics {
             skipped: ["undecodable", "settled", "repeat"].map(|reason| counter!(SKIPPED, "reason" => reason)),
             filtered: ["out", "failed"].map(|result| counter!(FILTERED, "result" => result)),
             breakers: ["opened", "closed"].map(|change| counter!(BREAKERS, "change" => change)),
+            batches: ["count", "bytes", "age", "room", "leaving"]
+                .map(|reason| counter!(BATCHES, "reason" => reason)),
+            batch_events: histogram!(BATCH_EVENTS),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),
             first_attempt_seconds: histogram!(FIRST_ATTEMPT_SECONDS),
             in_flight: gauge!(IN_FLIGHT),
@@ -157,6 +164,13 @@ impl Metrics {
     /// Counts an event that a filter kept from its subscription.
     pub(crate) fn filtered(&self, result: Filtered) {
         self.filtered[result as usize].increment(1);
+    }
+
+    /// Counts a batch that was closed, and its events.
+    pub(crate) fn batch(&self, why: Closing, events: usize) {
+        self.batches[why as usize].increment(1);
+        // Counts far below 2^52.
+        self.batch_events.record(events as f64);
     }
 
     /// Counts a record that was skipped.
@@ -204,5 +218,7 @@ fn describe() {
         FILTERED,
         "Events that a subscription's filter did not let pass, or could not decide about, by result"
     );
+    describe_counter!(BATCHES, "Batches closed, by reason");
+    describe_histogram!(BATCH_EVENTS, "Events of a batch when it was closed");
     describe_gauge!(SUBSCRIPTIONS, "Subscriptions known");
 }

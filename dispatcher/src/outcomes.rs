@@ -5,7 +5,7 @@
 
 use crate::{
     budget::Permit,
-    delivery::{Order, Settlement},
+    delivery::{Hold, Order, Settlement},
     kafka_health::KafkaHealth,
     metrics::Metrics,
     partition::Receipt,
@@ -67,6 +67,16 @@ struct Pending {
     kind: OutcomeKind,
     receipt: Receipt,
     _permit: Permit,
+    /// The same of the further events of a batch.
+    others: Vec<Hold>,
+}
+
+impl Pending {
+    /// The outcome is acknowledged.
+    fn settle(&self) {
+        self.receipt.settle();
+        self.others.iter().for_each(|other| other.receipt.settle());
+    }
 }
 
 #[derive(Clone)]
@@ -99,7 +109,7 @@ impl ProducerContext for OutcomeContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
         match result {
-            Ok(_) => pending.receipt.settle(),
+            Ok(_) => pending.settle(),
             Err((error, _)) => {
                 self.health.suspect("outcomes", &error.to_string());
                 self.again(pending);
@@ -160,7 +170,7 @@ impl Outcomes {
                 response: verdict.response.as_deref().map(Cow::Borrowed),
                 exchange,
                 record: order.record,
-                batch: None,
+                batch: event.batched(order.record && *kind == OutcomeKind::Delivered),
                 // The envelope was JSON when it was decoded.
                 event: match kind {
                     OutcomeKind::Delivered => None,
@@ -183,6 +193,7 @@ impl Outcomes {
             kind: settlement.kind,
             receipt: order.receipt,
             _permit: order.permit,
+            others: order.others,
         });
         if let Err(pending) = self.shared.send(pending) {
             self.shared.context.again(pending);

@@ -128,6 +128,11 @@ impl Receipt {
         Self { partition: Arc::clone(partition), offset }
     }
 
+    /// Whether it is for a record of this assignment.
+    pub(crate) fn is_of(&self, partition: &Arc<Partition>) -> bool {
+        Arc::ptr_eq(&self.partition, partition)
+    }
+
     /// The delivery's outcome is acknowledged.
     pub(crate) fn settle(&self) {
         if self.partition.lock().complete(self.offset) {

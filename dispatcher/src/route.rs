@@ -2,12 +2,13 @@
 
 use crate::{
     backlog::{Backlog, Reading},
-    budget::Source,
+    batches::Batches,
+    budget::{Amount, Source},
     config::Settings,
     deliver::{Deliverer, Taken},
     delivery::{Delivery, Order, Settlement},
     filters::Filters,
-    headers::PreparedEvent,
+    headers::{Name, PreparedEvent},
     life::Phase,
     metrics::{Deferral, Filtered, Metrics, Skip},
     partition::{Partition, Receipt},
@@ -17,15 +18,18 @@ use crate::{
 use bytes::Bytes;
 use floodway_runtime::{clock, config_feed::Freshness};
 use floodway_schemas::{
-    DecodeError, MAX_EVENT_BYTES, UnixMillis,
+    DecodeError, MAX_EVENT_BYTES, UnixMillis, array,
+    batch::{self, BATCH_EVENTS, BatchPolicy, Member},
     config::{History, SubscriptionState},
     due::{Due, Origin},
-    event::Event,
+    event::{Event, EventError},
     filter::Subject,
+    ids::TenantId,
     outcome::{Cause, DeadReason},
     topic::Topic,
 };
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,6 +61,8 @@ pub(crate) struct Router {
     pub(crate) subscriptions: Arc<Subscriptions>,
     /// What events are for them besides their type.
     pub(crate) filters: Filters,
+    /// What waits for further events.
+    pub(crate) batches: Batches,
     /// Where deliveries go.
     pub(crate) deliverer: Arc<Deliverer>,
     /// Wait before a paused subscription is looked at again.
@@ -95,9 +101,11 @@ impl Router {
         settings: &Settings,
         freshness: Freshness,
     ) -> Self {
+        let budget = Amount { count: settings.max_deliveries, bytes: settings.max_bytes };
         Self {
             subscriptions,
             filters: Filters::default(),
+            batches: Batches::new(budget, Arc::clone(&deliverer.metrics)),
             deliverer,
             paused_recheck: settings.paused_recheck,
             config_grace: settings.config_grace,
@@ -157,7 +165,7 @@ impl Router {
                 return;
             }
             let receipt = Receipt::new(partition, record.offset);
-            match life.while_running(|| self.carry_out(step, &event, receipt, received)) {
+            match life.while_running(|| self.carry_out(step, &event, receipt, received, backlog)) {
                 Some(Taken::Passed(lane)) => others |= backlog.passed(lane, record.timestamp),
                 Some(Taken::Settled) => {}
                 Some(Taken::Full(delivery)) => backlog.take(delivery, &self.deliverer),
@@ -174,10 +182,54 @@ impl Router {
 
     /// Lets go of what is held back of a partition that is not read any more. When the dispatcher ends it is deferred, for nobody
     /// delivers its records to their other subscriptions again then; otherwise it is the next owner's.
-    pub(crate) fn leave(&self, backlog: Backlog) {
-        if self.deliverer.life.phase() == Phase::Draining {
-            backlog.leave(&self.deliverer);
+    pub(crate) fn leave(&self, partition: &Arc<Partition>, backlog: Backlog) {
+        match self.deliverer.life.phase() {
+            Phase::Running => {
+                self.batches.forget(partition);
+                backlog.leave_batches(&self.deliverer);
+            }
+            Phase::Draining => backlog.leave(&self.deliverer),
+            Phase::Leaving | Phase::Abandoned => {}
         }
+    }
+
+    /// Sends batches off when their time is over, until all have ended: the body of a thread.
+    pub(crate) fn close_batches(&self) {
+        while self.batches.wait_for_old() {
+            let close = || self.send_all_off(self.batches.take_old(Instant::now()));
+            // Defects of one batch must not keep the others open.
+            let closed =
+                std::panic::catch_unwind(AssertUnwindSafe(|| self.deliverer.life.while_running(close)));
+            match closed {
+                Ok(Some(())) => self.signal(),
+                Ok(None) => return,
+                Err(_) => tracing::error!("a batch could not be sent off"),
+            }
+        }
+    }
+
+    /// Sends the open batches off, for a partition has no room before some of its records are settled. Tells the workers, too.
+    pub(crate) fn make_way(&self) {
+        self.deliverer.life.while_running(|| self.send_all_off(self.batches.take_all()));
+        self.signal();
+    }
+
+    fn send_all_off(&self, batches: Vec<Delivery>) {
+        for batch in batches {
+            if let Taken::Full(batch) = self.send_off(batch) {
+                self.deliverer.put_off(batch);
+            }
+        }
+    }
+
+    /// Defers the open batches: the dispatcher ends, and takes no more records.
+    pub(crate) fn leave_batches(&self) {
+        self.batches.end().into_iter().for_each(|batch| self.deliverer.leave(batch));
+    }
+
+    /// Drops the open batches: the dispatcher was abandoned.
+    pub(crate) fn drop_batches(&self) {
+        drop(self.batches.end());
     }
 
     /// Tells the workers of deliveries that may begin.
@@ -293,10 +345,9 @@ impl Router {
     fn plan_due(&self, record: &Record) -> Result<Option<Plan>, DecodeError> {
         let due = Due::decode(&record.payload)?;
         let envelope = record.payload.slice_ref(due.event.get().as_bytes());
-        let event = decode(&envelope)?;
+        let event = prepare(&envelope, due.tenant)?;
         let endpoint =
             self.subscriptions.get(due.subscription).filter(|known| known.subscription.tenant == due.tenant);
-        let event = PreparedEvent::new(&event, &envelope);
         let cause = match due.origin {
             Origin::RetryKey(key) => Cause::Due(key),
             Origin::ReplayId(replay) => Cause::Replay { replay, message_id: event.message_id.clone() },
@@ -312,6 +363,7 @@ impl Router {
         event: &Arc<PreparedEvent>,
         receipt: Receipt,
         received: Instant,
+        backlog: &mut Backlog,
     ) -> Taken {
         let Step { cause, attempt, since, target } = step;
         let (subscription, record) = match &target {
@@ -322,8 +374,44 @@ impl Router {
         };
         let permit = self.deliverer.budget.take(Source::of(&cause), event.tenant, event.envelope.len());
         let event = Arc::clone(event);
-        let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
-        let now = clock::now();
+        let others = Vec::new();
+        let order = Order { event, subscription, record, cause, attempt, since, receipt, permit, others };
+        match target {
+            Target::Endpoint(endpoint)
+                if let Some(policy) = endpoint.subscription.batch
+                    && matches!(order.cause, Cause::Event { .. }) =>
+            {
+                self.join(Delivery { order, endpoint, received }, &policy, backlog)
+            }
+            target => self.dispose(order, target, received),
+        }
+    }
+
+    /// Puts a delivery into its subscription's batch, and sends off what that closes.
+    fn join(&self, delivery: Delivery, policy: &BatchPolicy, backlog: &mut Backlog) -> Taken {
+        let lane = delivery.lane_id();
+        for batch in self.batches.add(delivery, policy, Instant::now()) {
+            if let Taken::Full(batch) = self.send_off(batch) {
+                backlog.take(batch, &self.deliverer);
+            }
+        }
+        Taken::Passed(lane)
+    }
+
+    /// What becomes of a batch that is closed, by what its subscription is by now.
+    fn send_off(&self, batch: Delivery) -> Taken {
+        let Delivery { order, received, .. } = batch;
+        let (id, tenant) = (order.subscription, order.event.tenant);
+        let target = match self.subscriptions.get(id).filter(|known| known.subscription.tenant == tenant) {
+            Some(endpoint) => Target::Endpoint(endpoint),
+            None => Target::Unknown(id),
+        };
+        self.dispose(order, target, received)
+    }
+
+    /// Offers a delivery to its lane, or settles it without an attempt.
+    fn dispose(&self, order: Order, target: Target, received: Instant) -> Taken {
+        let (since, now) = (order.since, clock::now());
         match target {
             Target::Endpoint(endpoint) => match endpoint.subscription.state {
                 SubscriptionState::Active => {
@@ -359,12 +447,30 @@ impl Router {
     }
 }
 
+/// Makes a single event, or a batch of a tenant's, ready for delivery.
+fn prepare(envelope: &Bytes, tenant: TenantId) -> Result<PreparedEvent, DecodeError> {
+    if !batch::is_batch(envelope) {
+        return Ok(PreparedEvent::new(&decode(envelope)?, envelope));
+    }
+    let elements = array::elements(envelope, *BATCH_EVENTS.end() as usize);
+    let elements = elements.map_err(|error| EventError::Malformed(error.to_string()))?;
+    let name = |element| {
+        let event = Event::decode(element)?;
+        let message_id = event.message_id();
+        let id = event.id.into_owned().into();
+        Ok(Name { member: Member { id, event_type: event.event_type.into_owned().into() }, message_id })
+    };
+    let names = elements.into_iter().map(name).collect::<Result<Vec<Name>, DecodeError>>()?;
+    if names.is_empty() {
+        return Err(EventError::Malformed("a batch without events".to_owned()).into());
+    }
+    Ok(PreparedEvent::batch(envelope.clone(), tenant, names))
+}
+
 /// Reads an envelope. One beyond ingest's limit is not ours, and no topic could take its outcome.
 fn decode(envelope: &Bytes) -> Result<Event<'_>, DecodeError> {
     if envelope.len() > MAX_EVENT_BYTES {
-        return Err(
-            floodway_schemas::event::EventError::Malformed(format!("{} bytes", envelope.len())).into()
-        );
+        return Err(EventError::Malformed(format!("{} bytes", envelope.len())).into());
     }
     Event::decode(envelope)
 }

@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::time::Duration;
 
-fn signature(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
+pub(crate) fn signature(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
     let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
     mac.update(&[id.as_bytes(), b".", timestamp.as_bytes(), b".", body].concat());

@@ -3,6 +3,7 @@
 
 mod attributes;
 mod bad_input;
+mod batches;
 mod deferrals;
 mod durability;
 mod isolation;

@@ -191,6 +191,13 @@ impl World {
         self.producer.send(record).map_err(|(error, _)| error).unwrap();
     }
 
+    /// Writes a tombstone, as for a subscription that was deleted.
+    pub(crate) fn produce_tombstone(&self, topic: Topic, key: &str) {
+        let topic = self.topics.kafka.topic(topic);
+        let record = BaseRecord::<str, [u8]>::to(&topic).partition(0).key(key);
+        self.producer.send(record).map_err(|(error, _)| error).unwrap();
+    }
+
     /// Waits until everything written is on the broker.
     pub(crate) fn flush(&self) {
         self.producer.flush(DEADLINE).unwrap();
