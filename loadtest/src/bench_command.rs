@@ -5,16 +5,19 @@ use clap::{Args, Subcommand, ValueEnum};
 use floodway_loadtest::{
     bench::{
         BenchError,
-        floor::{http::HttpFloor, producer::ProducerFloor},
+        dispatcher::{self, DispatcherBench, result::DispatcherReport},
+        floor::{client::ClientFloor, http::HttpFloor, producer::ProducerFloor},
         html,
         ingest::IngestBench,
         installation::Site,
         markdown,
         result::{BenchReport, FORMAT},
         scenario::Profile,
+        sink::{Sink, certificate::acceptor},
         summary, sweep,
     },
     demo::environment::read_env_file,
+    file_error::FileError,
     live_line::LiveLine,
     load::Entropy,
     report,
@@ -29,6 +32,7 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 /// Files of a report.
 const JSON_FILE: &str = "report.json";
@@ -42,34 +46,34 @@ pub(crate) enum BenchCommand {
     /// Ingest: throughput, CPU per event against floors, latency versus load, spike, endurance
     #[command(after_help = EXIT_CODES)]
     Ingest(IngestArgs),
-    /// Make the pages of a kept report again
+    /// Dispatcher: throughput, CPU per delivery against a floor, latency, bad endpoints, backlogs, many subscriptions
+    #[command(after_help = EXIT_CODES)]
+    Dispatcher(DispatcherArgs),
+    /// Be the endpoints of the dispatcher's benchmark; paths are those of `loadtest receive`, and ?group=NAME counts apart
+    Sink(SinkArgs),
+    /// Make the pages of a kept report again, or of several of the dispatcher as one
     #[command(after_help = EXIT_CODES)]
     Page(PageArgs),
 }
 
+/// What both benchmarks are told.
 #[derive(Debug, Args)]
-pub(crate) struct IngestArgs {
+struct BenchArgs {
     /// The floodway binary; default: beside this one
     #[arg(long, value_name = "PATH")]
     floodway: Option<PathBuf>,
     /// How thoroughly: about four minutes, a quarter of an hour, or half an hour
     #[arg(long, value_enum, default_value = "quick")]
     profile: Profile,
-    /// Where report and logs go
-    #[arg(long, value_name = "DIR", default_value = "target/loadtest/ingest")]
-    out: PathBuf,
+    /// Where report and logs go; default: target/loadtest/ and what is measured
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Also write the report as a Markdown page, and its figures beside it as JSON
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
     /// Only this scenario; several times for several. An unknown name is answered with the list
     #[arg(long = "scenario", value_name = "NAME")]
     scenarios: Vec<String>,
-    /// How well the events' data can be compressed
-    #[arg(long, value_enum, default_value = "text")]
-    entropy: EntropyArg,
-    /// Threads of the generator; default: one for every four cores
-    #[arg(long)]
-    threads: Option<usize>,
     /// Where Kafka and PostgreSQL are, as scripts/stack writes it; variables of the environment win
     #[arg(long, value_name = "FILE", default_value = ".stack/env")]
     env_file: PathBuf,
@@ -85,10 +89,53 @@ pub(crate) struct IngestArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct IngestArgs {
+    #[command(flatten)]
+    bench: BenchArgs,
+    /// How well the events' data can be compressed
+    #[arg(long, value_enum, default_value = "text")]
+    entropy: EntropyArg,
+    /// Threads of the generator; default: one for every four cores
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DispatcherArgs {
+    #[command(flatten)]
+    bench: BenchArgs,
+    /// Events in the log, instead of the profile's number
+    #[arg(long, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    events: Option<u64>,
+    /// Seconds of every measurement, instead of the profile's
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SinkArgs {
+    /// Where to listen; 0.0.0.0 is every loopback address, and nobody from elsewhere is served
+    #[arg(long, default_value = "127.0.0.1:9200")]
+    listen: SocketAddr,
+    /// Where to listen for TLS
+    #[arg(long, requires = "certificate", requires = "key")]
+    listen_tls: Option<SocketAddr>,
+    /// PEM file of the certificate for TLS
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// PEM file of its private key
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Threads; default: one per core
+    #[arg(long)]
+    workers: Option<usize>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PageArgs {
-    /// The report
-    #[arg(value_name = "report.json")]
-    report: PathBuf,
+    /// The report; several of the dispatcher are put together, and of a scenario that two have the later one is taken
+    #[arg(value_name = "report.json", required = true)]
+    reports: Vec<PathBuf>,
     /// Write the HTML page here
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -111,6 +158,8 @@ pub(crate) enum FloorCommand {
     Http(HttpArgs),
     /// A bare Kafka producer that writes sampled records as fast as they are acknowledged
     Producer(ProducerArgs),
+    /// A bare HTTP client that signs and posts webhooks as fast as they are answered
+    Client(ClientArgs),
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +203,28 @@ pub(crate) struct ProducerArgs {
     broker_pids: Vec<u32>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// Where to: http://host:port/path
+    #[arg(long)]
+    url: Url,
+    /// Connections, each with one request at a time
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Threads; default: one per core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Bytes of a body
+    #[arg(long, default_value_t = 500)]
+    bytes: usize,
+    /// Seconds that no figure contains
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    warmup: Duration,
+    /// Seconds measured
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    seconds: Duration,
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
@@ -167,37 +238,63 @@ fn failure(error: BenchError) -> Failure {
 pub(crate) async fn bench(command: BenchCommand, stop: &CancellationToken) -> Result<ExitCode, Failure> {
     match command {
         BenchCommand::Ingest(args) => ingest(args, stop).await,
+        BenchCommand::Dispatcher(args) => dispatcher(args, stop).await,
+        BenchCommand::Sink(args) => {
+            let stop = stop.clone();
+            // It has threads of its own, and blocks until they end.
+            tokio::task::spawn_blocking(move || sink(&args, &stop)).await.map_err(Failure::failed)?
+        }
         BenchCommand::Page(args) => page(&args),
     }
 }
 
-async fn ingest(args: IngestArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
-    fs::create_dir_all(&args.out).map_err(|error| unusable(&args.out, error))?;
-    let servers = Servers::find(&args.env_file)?;
-    let mut broker_pids = args.broker_pids;
-    let mut kafka_data = args.kafka_data;
-    // The stack's files say something about these servers only if it is the stack that runs them.
-    if servers.of_stack {
-        if broker_pids.is_empty() {
-            broker_pids = stack_broker_pids(&args.stack_dir);
+/// What a benchmark is run with, found out from its arguments.
+struct Surroundings {
+    site: Site,
+    loadtest: PathBuf,
+    broker_pids: Vec<u32>,
+    kafka_data: Option<PathBuf>,
+    out: PathBuf,
+}
+
+impl Surroundings {
+    fn find(args: &BenchArgs, subject: &str) -> Result<Self, Failure> {
+        let out = args.out.clone().unwrap_or_else(|| Path::new("target/loadtest").join(subject));
+        fs::create_dir_all(&out).map_err(|error| unusable(&out, error))?;
+        let servers = Servers::find(&args.env_file)?;
+        let mut broker_pids = args.broker_pids.clone();
+        let mut kafka_data = args.kafka_data.clone();
+        // The stack's files say something about these servers only if it is the stack that runs them.
+        if servers.of_stack {
+            if broker_pids.is_empty() {
+                broker_pids = stack_broker_pids(&args.stack_dir);
+            }
+            kafka_data = kafka_data.or_else(|| stack_kafka_data(&args.stack_dir));
         }
-        kafka_data = kafka_data.or_else(|| stack_kafka_data(&args.stack_dir));
-    }
-    let bench = IngestBench {
-        site: Site {
-            floodway: args.floodway.map_or_else(floodway_beside_this, Ok)?,
+        let site = Site {
+            floodway: args.floodway.clone().map_or_else(floodway_beside_this, Ok)?,
             brokers: servers.brokers,
             database_url: servers.database_url,
-            logs: args.out.clone(),
-        },
-        loadtest: std::env::current_exe().map_err(Failure::usage)?,
+            logs: out.clone(),
+        };
+        let loadtest = std::env::current_exe().map_err(Failure::usage)?;
+        Ok(Self { site, loadtest, broker_pids, kafka_data, out })
+    }
+}
+
+async fn ingest(args: IngestArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let IngestArgs { bench: args, entropy, threads } = args;
+    let Surroundings { site, loadtest, broker_pids, kafka_data, out } = Surroundings::find(&args, "ingest")?;
+    let bench = IngestBench {
+        site,
+        loadtest,
         profile: args.profile,
         only: args.scenarios,
-        entropy: match args.entropy {
+        entropy: match entropy {
             EntropyArg::Text => Entropy::Text,
             EntropyArg::Random => Entropy::Random,
         },
-        threads: args.threads,
+        threads,
         broker_pids,
         kafka_data,
         began: now(),
@@ -207,47 +304,152 @@ async fn ingest(args: IngestArgs, stop: &CancellationToken) -> Result<ExitCode, 
     live.clear();
     let report = result.map_err(failure)?;
     report::print(&summary::terminal(&report)).map_err(Failure::failed)?;
-    let html = args.out.join(HTML_FILE);
-    write(&args.out.join(JSON_FILE), &json(&report)?)?;
-    write(&html, &html::page(&report))?;
+    write_report(&out, &json(&report)?, &html::page(&report))?;
     if let Some(path) = &args.markdown {
-        write_markdown(path, &report)?;
+        write_markdown(path, &json(&report)?, |json| markdown::page(&report, json))?;
     }
-    report::print(&format!("\nThe report is {}\n", html.display())).map_err(Failure::failed)?;
-    let faults = report.faults();
-    if faults.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+    ended(&report.faults())
+}
+
+async fn dispatcher(args: DispatcherArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let DispatcherArgs { bench: args, events, seconds } = args;
+    let Surroundings { site, loadtest, broker_pids, kafka_data, out } =
+        Surroundings::find(&args, "dispatcher")?;
+    let bench = DispatcherBench {
+        site,
+        loadtest,
+        profile: args.profile,
+        events,
+        time: seconds,
+        only: args.scenarios,
+        broker_pids,
+        kafka_data,
+        began: now(),
+    };
+    let mut live = LiveLine::on_stderr();
+    let result = Box::pin(bench.run(&mut live, stop)).await;
+    live.clear();
+    let report = result.map_err(failure)?;
+    let document = dispatcher::page::document(&report);
+    report::print(&document.terminal()).map_err(Failure::failed)?;
+    write_report(&out, &json(&report)?, &document.html(&report.about))?;
+    if let Some(path) = &args.markdown {
+        write_markdown(path, &json(&report)?, |json| document.markdown(&report.about, json))?;
     }
-    Err(Failure::failed(faults.join("\n  ")))
+    ended(&report.faults())
+}
+
+/// A benchmark with faults has failed.
+fn ended(faults: &[String]) -> Result<ExitCode, Failure> {
+    if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::failed(faults.join("\n  "))) }
+}
+
+fn sink(args: &SinkArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let workers = args.workers.unwrap_or_else(cores);
+    let tls = match (&args.listen_tls, &args.certificate, &args.key) {
+        (Some(address), Some(certificate), Some(key)) => {
+            Some((*address, acceptor(certificate, key).map_err(Failure::usage)?))
+        }
+        _ => None,
+    };
+    let sink = Sink::bind(args.listen, workers, tls).map_err(Failure::usage)?;
+    let _ = writeln!(std::io::stderr().lock(), "listening on {}", sink.address());
+    sink.serve(stop).map_err(Failure::failed)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn page(args: &PageArgs) -> Result<ExitCode, Failure> {
-    let text = fs::read_to_string(&args.report).map_err(|error| unusable(&args.report, error))?;
-    let mut report: BenchReport = serde_json::from_str(&text).map_err(|error| failure(error.into()))?;
-    if report.format != FORMAT {
-        let message = format!("the report has format {}, this program reads {FORMAT}", report.format);
-        return Err(Failure::usage(message));
+    let mut reports = args.reports.iter().map(|path| read(path));
+    // At least one is required.
+    let Some(first) = reports.next() else { return Ok(ExitCode::SUCCESS) };
+    match first? {
+        AnyReport::Ingest(mut report) => {
+            if reports.next().is_some() {
+                return Err(Failure::usage("reports of ingest cannot be put together"));
+            }
+            sweep::find_again(&mut report);
+            let markdown = |json: &str| markdown::page(&report, json);
+            write_pages(args, &json(&report)?, &html::page(&report), markdown, &summary::terminal(&report))
+        }
+        AnyReport::Dispatcher(mut report) => {
+            for other in reports {
+                match other? {
+                    AnyReport::Dispatcher(other) => report.merge(other),
+                    AnyReport::Ingest(_) => {
+                        return Err(Failure::usage(
+                            "reports of ingest and of the dispatcher have no common page",
+                        ));
+                    }
+                }
+            }
+            let document = dispatcher::page::document(&report);
+            let markdown = |json: &str| document.markdown(&report.about, json);
+            write_pages(args, &json(&report)?, &document.html(&report.about), markdown, &document.terminal())
+        }
     }
-    sweep::find_again(&mut report);
+}
+
+/// A kept report.
+enum AnyReport {
+    Ingest(BenchReport),
+    Dispatcher(DispatcherReport),
+}
+
+fn read(path: &Path) -> Result<AnyReport, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        format: u32,
+        subject: String,
+    }
+    let text = fs::read_to_string(path).map_err(|error| unusable(path, error))?;
+    let Kind { format, subject } = serde_json::from_str(&text).map_err(|error| failure(error.into()))?;
+    let of_dispatcher = subject == "dispatcher";
+    let known = if of_dispatcher { dispatcher::result::FORMAT } else { FORMAT };
+    if format != known {
+        return Err(Failure::usage(format!("the report has format {format}, this program reads {known}")));
+    }
+    let report = match of_dispatcher {
+        true => serde_json::from_str(&text).map(AnyReport::Dispatcher),
+        false => serde_json::from_str(&text).map(AnyReport::Ingest),
+    };
+    report.map_err(|error| failure(error.into()))
+}
+
+/// Writes what the arguments ask for; with nothing asked for, the terminal gets it.
+fn write_pages(
+    args: &PageArgs,
+    json: &str,
+    html: &str,
+    markdown: impl Fn(&str) -> String,
+    terminal: &str,
+) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.html {
-        write(path, &html::page(&report))?;
+        write(path, html)?;
     }
     match &args.markdown {
-        Some(path) => write_markdown(path, &report)?,
-        None if args.html.is_none() => report::print(&summary::terminal(&report)).map_err(Failure::failed)?,
+        Some(path) => write_markdown(path, json, markdown)?,
+        None if args.html.is_none() => report::print(terminal).map_err(Failure::failed)?,
         None => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_markdown(path: &Path, report: &BenchReport) -> Result<(), Failure> {
-    let json_path = path.with_extension("json");
-    let name = json_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    write(&json_path, &json(report)?)?;
-    write(path, &markdown::page(report, &name))
+fn write_report(out: &Path, json: &str, html: &str) -> Result<(), Failure> {
+    let page = out.join(HTML_FILE);
+    write(&out.join(JSON_FILE), json)?;
+    write(&page, html)?;
+    report::print(&format!("\nThe report is {}\n", page.display())).map_err(Failure::failed)
 }
 
-fn json(report: &BenchReport) -> Result<String, Failure> {
+/// Writes a page, and the figures beside it; `page` is told how to name them.
+fn write_markdown(path: &Path, json: &str, page: impl Fn(&str) -> String) -> Result<(), Failure> {
+    let json_path = path.with_extension("json");
+    let name = json_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    write(&json_path, json)?;
+    write(path, &page(&name))
+}
+
+fn json(report: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(report).map(|text| text + "\n").map_err(|error| failure(error.into()))
 }
 
@@ -256,7 +458,7 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
 }
 
 fn unusable(path: &Path, reason: std::io::Error) -> Failure {
-    failure(BenchError::File { path: path.to_owned(), reason })
+    failure(FileError::at(path, reason).into())
 }
 
 struct Servers {
@@ -316,16 +518,20 @@ fn now() -> String {
 /// Is a floor until `stop`, or until it is done.
 pub(crate) async fn floor(command: FloorCommand, stop: &CancellationToken) -> Result<ExitCode, Failure> {
     let stop = stop.clone();
-    // Both have threads of their own and block until they end.
+    // They have threads of their own and block until they end.
     let work = move || match command {
         FloorCommand::Http(args) => http_floor(&args, &stop),
         FloorCommand::Producer(args) => producer_floor(args, &stop),
+        FloorCommand::Client(args) => client_floor(args, &stop),
     };
     tokio::task::spawn_blocking(work).await.map_err(Failure::failed)?
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn http_floor(args: &HttpArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.unwrap_or_else(cores);
     let floor = HttpFloor::bind(args.listen, workers, args.answer_events)
         .map_err(|error| Failure::usage(format!("{}: {error}", args.listen)))?;
@@ -345,8 +551,24 @@ fn producer_floor(args: ProducerArgs, stop: &CancellationToken) -> Result<ExitCo
         time: args.seconds,
         brokers_pids: args.broker_pids,
     };
-    let figures = floor.run(stop).map_err(failure)?;
-    let line = serde_json::to_string(&figures).map_err(Failure::failed)?;
+    print_line(&floor.run(stop).map_err(failure)?)
+}
+
+fn client_floor(args: ClientArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let floor = ClientFloor {
+        url: args.url,
+        connections: args.connections,
+        threads: args.threads.unwrap_or_else(cores),
+        body_bytes: args.bytes,
+        warmup: args.warmup,
+        time: args.seconds,
+    };
+    print_line(&floor.run(stop).map_err(failure)?)
+}
+
+/// Figures as one line, for the process that started this one.
+fn print_line(figures: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+    let line = serde_json::to_string(figures).map_err(Failure::failed)?;
     report::print(&format!("{line}\n")).map_err(Failure::failed)?;
     Ok(ExitCode::SUCCESS)
 }

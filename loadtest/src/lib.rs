@@ -9,6 +9,7 @@ pub mod admin_client;
 pub mod bench;
 pub mod child;
 pub mod demo;
+pub mod file_error;
 pub mod live_line;
 pub mod load;
 pub mod receive;

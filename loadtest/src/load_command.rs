@@ -125,6 +125,7 @@ impl LoadArgs {
                     EncodingArg::Zstd => Encoding::Zstd,
                 },
                 event_type: self.event_type.clone(),
+                ..Workload::default()
             },
             arrival: rate.or(self.ramp).or(self.spike).unwrap_or(Arrival::Closed),
             connections: self.connections,

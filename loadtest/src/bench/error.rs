@@ -1,8 +1,9 @@
 //! Why a benchmark was not carried through.
 
 use super::disk::DiskFull;
-use crate::{admin_client::AdminError, child::ChildError, load::LoadError, send::SendError};
-use std::path::PathBuf;
+use crate::{
+    admin_client::AdminError, child::ChildError, file_error::FileError, load::LoadError, send::SendError,
+};
 use thiserror::Error;
 
 /// Why there is no report.
@@ -15,13 +16,8 @@ pub enum BenchError {
     #[error(transparent)]
     Disk(#[from] DiskFull),
     /// A file cannot be read or written.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A process cannot be started, or ended by itself.
     #[error(transparent)]
     Child(#[from] ChildError),
@@ -83,7 +79,7 @@ impl BenchError {
     /// Whether the command line or the environment is to be changed, rather than anything that ran.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Setting(_) | Self::Disk(_) | Self::File { .. } | Self::Report(_) => true,
+            Self::Setting(_) | Self::Disk(_) | Self::File(_) | Self::Report(_) => true,
             Self::Child(error) => !matches!(error, ChildError::Ended { .. }),
             Self::Load(error) => error.is_usage(),
             _ => false,

@@ -1,6 +1,7 @@
 //! The page for people: one file without anything from elsewhere.
 
 use super::{
+    about::About,
     chart::{self, BarPair, Line, LineChart, escape},
     result::{BenchReport, Finding, Run, ScenarioResult, Sweep},
     summary::{self, Rows},
@@ -11,21 +12,12 @@ const STYLE: &str = include_str!("report.css");
 
 /// The page.
 pub fn page(report: &BenchReport) -> String {
-    let title = format!("Floodway benchmark: {}", report.subject);
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{0}</title>\n\
-         <style>\n{STYLE}</style></head>\n<body><main>\n<h1>{0}</h1>\n",
-        escape(&title)
-    );
-    html += &paragraph("quiet", &subtitle(report));
-    html += &cards(report);
-    html += "<h2>Limits</h2>\n<ul>\n";
-    for limit in summary::limits(report) {
-        let class = if limit.starts_with('*') { " class=\"warn\"" } else { "" };
-        html += &format!("<li{class}>{}</li>\n", escape(&limit));
-    }
-    html += "</ul>\n<h2>Scenarios</h2>\n";
+    let mut html = head(&format!("Floodway benchmark: {}", report.about.subject));
+    html += &paragraph("quiet", &subtitle(&report.about));
+    html += &cards(&best_figures(report));
+    html += "<h2>Limits</h2>\n";
+    html += &list(&summary::limits(report));
+    html += "<h2>Scenarios</h2>\n";
     html += &paragraph("", summary::READING);
     html += &table(&summary::main_table(report));
     html += &scenario_list(report);
@@ -39,28 +31,56 @@ pub fn page(report: &BenchReport) -> String {
         html += &load(sweep);
     }
     html += &series(report);
-    html += "<h2>Where and with what</h2>\n<table class=\"facts\">\n";
-    for (name, value) in summary::facts(report) {
-        html += &format!("<tr><td>{}</td><td>{}</td></tr>\n", escape(name), escape(&value));
-    }
-    html += "</table>\n";
-    html += "<p class=\"quiet\">All figures, with every second of every run, are in <code>report.json</code> beside this page.</p>\n";
-    html + "</main></body></html>\n"
+    html += "<h2>Where and with what</h2>\n";
+    html + &facts(&report.about) + FOOT
 }
 
-fn subtitle(report: &BenchReport) -> String {
+/// The end of a page.
+pub(super) const FOOT: &str = "<p class=\"quiet\">All figures are in <code>report.json</code> beside this page.</p>\n\
+    </main></body></html>\n";
+
+/// The start of a page.
+pub(super) fn head(title: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{0}</title>\n\
+         <style>\n{STYLE}</style></head>\n<body><main>\n<h1>{0}</h1>\n",
+        escape(title)
+    )
+}
+
+/// Items; one that begins with a star is a warning.
+pub(super) fn list(items: &[String]) -> String {
+    let item = |item: &String| {
+        let class = if item.starts_with('*') { " class=\"warn\"" } else { "" };
+        format!("<li{class}>{}</li>\n", escape(item))
+    };
+    format!("<ul>\n{}</ul>\n", items.iter().map(item).collect::<String>())
+}
+
+/// What it ran on and with.
+pub(super) fn facts(about: &About) -> String {
+    let row = |(name, value): &(&str, String)| {
+        format!("<tr><td>{}</td><td>{}</td></tr>\n", escape(name), escape(value))
+    };
+    let rows: String = summary::facts(about).iter().map(row).collect();
+    format!("<table class=\"facts\">\n{rows}</table>\n")
+}
+
+/// When, what and where, in a line.
+pub(super) fn subtitle(about: &About) -> String {
     format!(
         "{}, commit {}, {} on {} cores, {} profile",
-        report.began,
-        if report.software.commit.is_empty() { "unknown" } else { &report.software.commit },
-        report.machine.cpu,
-        report.machine.cores,
-        report.profile.name()
+        about.began,
+        if about.software.commit.is_empty() { "unknown" } else { &about.software.commit },
+        about.machine.cpu,
+        about.machine.cores,
+        about.profile.name()
     )
 }
 
 /// The figures that one looks for first.
-fn cards(report: &BenchReport) -> String {
+fn best_figures(report: &BenchReport) -> Vec<(String, String)> {
     let mut cards = Vec::new();
     if let Some(best) = fastest(report)
         && let Some(run) = best.median()
@@ -89,13 +109,15 @@ fn cards(report: &BenchReport) -> String {
             format!("lost, of {} acknowledged events looked up on the topic", count(found.acknowledged));
         cards.push((count(found.lost), text));
     }
-    let cards: Vec<String> = cards
-        .into_iter()
-        .map(|(figure, text)| {
-            format!("<div class=\"card\"><b>{}</b><span>{}</span></div>", escape(&figure), escape(&text))
-        })
-        .collect();
-    format!("<div class=\"cards\">{}</div>\n", cards.join("\n"))
+    cards
+}
+
+/// Figures that one looks for first, each with what it is.
+pub(super) fn cards(cards: &[(String, String)]) -> String {
+    let card = |(figure, text): &(String, String)| {
+        format!("<div class=\"card\"><b>{}</b><span>{}</span></div>", escape(figure), escape(text))
+    };
+    format!("<div class=\"cards\">{}</div>\n", cards.iter().map(card).collect::<Vec<_>>().join("\n"))
 }
 
 fn fastest(report: &BenchReport) -> Option<&ScenarioResult> {
@@ -259,7 +281,8 @@ fn time_text(micros: f64) -> String {
     }
 }
 
-fn table(rows: &Rows) -> String {
+/// A table.
+pub(super) fn table(rows: &Rows) -> String {
     let cells = |tag: &str, cells: &mut dyn Iterator<Item = &str>| -> String {
         cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect()
     };
@@ -271,7 +294,8 @@ fn table(rows: &Rows) -> String {
     html + "</table></div>\n"
 }
 
-fn paragraph(class: &str, text: &str) -> String {
+/// A paragraph of a class, which may be empty.
+pub(super) fn paragraph(class: &str, text: &str) -> String {
     let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
     format!("<p{class}>{}</p>\n", escape(text))
 }

@@ -2,6 +2,7 @@
 
 use super::{
     BenchError,
+    about::About,
     disk::{self, Room, Volume},
     floor::producer::ProducerFigures,
     installation::{Installation, PARTITIONS, Site, Target, free_ports},
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     child::{ChildError, GuardedChild, last_lines},
+    file_error::FileError,
     live_line::LiveLine,
     load::{Arrival, Encoding, Entropy, KafkaTopic, Length, LoadPlan, Workload, reconcile_topic, topic_ends},
     report::{bytes, count, duration},
@@ -33,6 +35,9 @@ use tokio_util::sync::CancellationToken;
 pub const KEYS: u64 = 10_000;
 /// Bytes of each event's `data`.
 pub const DATA_BYTES: usize = 500;
+/// Where the processes are.
+const PLACEMENT: &str =
+    "generator, ingest, control plane, Kafka and PostgreSQL share this machine and its CPUs";
 /// Threads of the generator for each of this many cores: it takes a small share of what it measures.
 const CORES_PER_THREAD: usize = 4;
 /// A rate below which an endurance run says nothing; a disk that cannot hold this much is refused before the start.
@@ -96,14 +101,14 @@ impl IngestBench {
                 continue;
             }
             live.note(&format!("starting an installation for {}", names(&scenarios)));
-            let mut installation = Installation::new();
+            let mut installation = Installation::new(&self.site);
             let target = tokio::select! {
-                target = installation.start(&self.site, &topics, retention) => target,
+                target = installation.start(&topics, retention) => target,
                 () = stop.cancelled() => Err(BenchError::Interrupted),
             };
             let result = match target {
                 Ok(target) => {
-                    report.software.postgres.clone_from(&target.postgres);
+                    report.about.software.postgres.clone_from(&target.postgres);
                     tokio::select! {
                         result = self.run_scenarios(&scenarios, &timing, &target, &topics, &mut report, live, stop) => result,
                         ended = installation.ended() => Err(ended),
@@ -118,7 +123,7 @@ impl IngestBench {
                 live.note(&format!("something is left behind: {error}"));
             }
         }
-        report.took_seconds = begun.elapsed().as_secs_f64();
+        report.about.took_seconds = begun.elapsed().as_secs_f64();
         Ok(report)
     }
 
@@ -144,22 +149,21 @@ impl IngestBench {
                     .to_owned(),
             );
         }
-        BenchReport {
+        let about = About {
             format: FORMAT,
             subject: "ingest".to_owned(),
             profile: self.profile,
             began: self.began.clone(),
             took_seconds: 0.0,
             data_bytes: DATA_BYTES,
-            entropy: self.entropy_text().to_owned(),
-            keys: KEYS,
             generator_threads: self.threads(),
             software: Software::here(&self.site.floodway, self.broker_pids.first().copied()),
             machine: Machine::here(),
-            conditions: Conditions::now(self.kafka_data.as_deref()),
-            scenarios: Vec::new(),
+            conditions: Conditions::now(PLACEMENT, self.kafka_data.as_deref()),
             remarks,
-        }
+        };
+        let (entropy, keys) = (self.entropy_text().to_owned(), KEYS);
+        BenchReport { about, entropy, keys, scenarios: Vec::new() }
     }
 
     fn entropy_text(&self) -> &'static str {
@@ -186,7 +190,7 @@ impl IngestBench {
     /// Refuses a disk on which the run cannot end.
     fn check_disk(&self, scenarios: &[Scenario], timing: &Timing) -> Result<(), BenchError> {
         let Some(path) = &self.kafka_data else { return Ok(()) };
-        let unreadable = |reason| BenchError::File { path: path.clone(), reason };
+        let unreadable = |reason| FileError::at(path, reason);
         let available = Room::of(path).map_err(unreadable)?.free_bytes;
         let cores = Machine::here().cores as f64;
         let rate = |scenario: &Scenario| scenario.assumed_events_per_core() * cores;

@@ -80,14 +80,12 @@ pub struct SyncTimes {
 }
 
 impl Conditions {
-    /// As things are now.
-    pub fn now(kafka_data: Option<&Path>) -> Self {
+    /// As things are now, with those processes beside each other.
+    pub fn now(placement: &str, kafka_data: Option<&Path>) -> Self {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
             load_average: load_average(&load).unwrap_or_default(),
-            placement:
-                "generator, ingest, control plane, Kafka and PostgreSQL share this machine and its CPUs"
-                    .to_owned(),
+            placement: placement.to_owned(),
             disk: kafka_data.and_then(|path| Room::of(path).ok()),
             sync: kafka_data.and_then(|path| sync_times(path).ok()),
         }
@@ -179,10 +177,14 @@ fn kafka_version_of(command_line: &str) -> Option<&str> {
     names.filter_map(|name| name.strip_prefix("kafka_")?.split_once('-')).map(|(_, version)| version).next()
 }
 
-/// Settings of ingest and of the Kafka client; of the rest only those that no secret can be in.
+/// Settings of the roles that are measured and of the Kafka client; of the rest only those that no secret can be in.
 fn changed_settings(variables: impl Iterator<Item = (String, String)>) -> Vec<String> {
-    let told =
-        |name: &str| name.starts_with("FLOODWAY_INGEST__") || name == "FLOODWAY_KAFKA__SECURITY_PROTOCOL";
+    let told = |name: &str| {
+        ["FLOODWAY_INGEST__", "FLOODWAY_DISPATCHER__", "FLOODWAY_RETRY_SCHEDULER__"]
+            .iter()
+            .any(|section| name.starts_with(section))
+            || name == "FLOODWAY_KAFKA__SECURITY_PROTOCOL"
+    };
     let mut settings: Vec<String> = variables
         .filter(|(name, _)| told(name) && !name.contains("LISTEN") && !name.contains("TLS"))
         .map(|(name, value)| format!("{name}={value}"))

@@ -1,18 +1,15 @@
 //! The page for the repository.
 
 use super::{
+    about::About,
     result::{BenchReport, Finding},
     summary::{self, Rows},
 };
 
 /// The page; `json` is how it names the file with all figures.
 pub fn page(report: &BenchReport, json: &str) -> String {
-    let mut text = format!(
-        "# Benchmark of {}, {}\n\n[All figures]({json}), [how they are measured](README.md). Written by `loadtest bench`; \
-         do not edit.\n\n## Limits\n\n",
-        report.subject,
-        report.began.split('T').next().unwrap_or_default()
-    );
+    let mut text = head(&report.about, json);
+    text += "\n## Limits\n\n";
     text += &list(&summary::limits(report));
     text += &format!("\n## Scenarios\n\n{}\n\n", summary::READING);
     text += &table(&summary::main_table(report));
@@ -37,11 +34,24 @@ pub fn page(report: &BenchReport, json: &str) -> String {
         text += &format!("\n## Whether events were lost\n\n{}", list(&sentences));
     }
     text += &memory(report);
-    text += "\n## Where and with what\n\n| | |\n|---|---|\n";
-    for (name, value) in summary::facts(report) {
-        text += &format!("| {name} | {} |\n", cell(&value));
-    }
-    text
+    text += "\n## Where and with what\n";
+    text + &facts(&report.about)
+}
+
+/// The start of a page; `json` is how it names the file with all figures.
+pub(super) fn head(about: &About, json: &str) -> String {
+    format!(
+        "# Benchmark of {}, {}\n\n[All figures]({json}), [how they are measured](README.md). Written by `loadtest bench`; \
+         do not edit.\n",
+        about.subject,
+        about.began.split('T').next().unwrap_or_default()
+    )
+}
+
+/// What it ran on and with.
+pub(super) fn facts(about: &About) -> String {
+    let row = |(name, value): &(&str, String)| format!("| {name} | {} |\n", cell(value));
+    format!("\n| | |\n|---|---|\n{}", summary::facts(about).iter().map(row).collect::<String>())
 }
 
 /// Memory of ingest at the end of each scenario.
@@ -65,7 +75,8 @@ fn memory(report: &BenchReport) -> String {
     format!("\n## Memory\n\n{}", table(&Rows { header, rows }))
 }
 
-fn table(rows: &Rows) -> String {
+/// A table; its first column is text.
+pub(super) fn table(rows: &Rows) -> String {
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let mut text = line(rows.header.iter().map(|name| cell(name)).collect());
     let columns = rows.header.len().saturating_sub(1);
@@ -80,7 +91,8 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-fn list(items: &[String]) -> String {
+/// Items; one that begins with a star is a warning.
+pub(super) fn list(items: &[String]) -> String {
     items
         .iter()
         .map(|item| format!("- {}\n", item.replacen("* ", "\\* ", usize::from(item.starts_with('*')))))

@@ -4,13 +4,11 @@ use super::{
     BenchError,
     disk::{DiskFull, RESERVE_BYTES, Room},
     process::{Recording, Sampler, Subject, Watched, forget_peak},
-    result::{Latency, Reconciled, Run, SecondOf},
+    result::{Reconciled, Run, SecondOf},
 };
 use crate::{
     live_line::LiveLine,
-    load::{
-        self, Arrival, Errors, Ledger, LoadPlan, LoadReport, Outcome, Progress, Quantiles, Reconciliation,
-    },
+    load::{self, Arrival, Errors, Ledger, LoadPlan, LoadReport, Outcome, Progress, Reconciliation},
     report::{count, duration},
 };
 use hdrhistogram::Histogram;
@@ -145,8 +143,8 @@ fn figures(
         accepted: report.totals.accepted,
         dropped_requests: report.totals.dropped_requests,
         errors: errors(&report.totals.errors),
-        latency: quantiles(report.latency),
-        service: quantiles(report.service),
+        latency: report.latency,
+        service: report.service,
         distribution: SHARES.map(|share| (share, latency.value_at_quantile(share))).into(),
         series: report
             .series
@@ -182,11 +180,6 @@ fn spike(plan: &LoadPlan) -> Option<(f64, f64)> {
     let Arrival::Spike { begins, lasts, .. } = plan.arrival else { return None };
     let begins = plan.warmup + begins;
     Some((begins.as_secs_f64(), (begins + lasts).as_secs_f64()))
-}
-
-fn quantiles(quantiles: Quantiles) -> Latency {
-    let Quantiles { count, p50, p90, p99, p99_9, p99_99, max } = quantiles;
-    Latency { count, p50, p90, p99, p99_9, p99_99, max }
 }
 
 fn errors(errors: &Errors) -> BTreeMap<String, u64> {

@@ -3,9 +3,13 @@
 //!
 //! A benchmark writes `report.json`, which holds everything that was measured, and pages made from it.
 
+pub mod about;
+pub mod acceptors;
 pub mod chart;
 pub mod database;
 pub mod disk;
+pub mod dispatcher;
+pub mod document;
 mod error;
 pub mod floor;
 pub mod html;
@@ -17,6 +21,7 @@ pub mod measure;
 pub mod process;
 pub mod result;
 pub mod scenario;
+pub mod sink;
 pub mod summary;
 pub mod sweep;
 pub mod topics;

@@ -19,8 +19,14 @@ const MAX_LOOKS: usize = 200_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
-    /// What is measured: ingest, or a floor.
+    /// What is measured: ingest, the dispatcher, or a floor.
     Server,
+    /// The retry scheduler.
+    Scheduler,
+    /// Floodway's other roles.
+    Beside,
+    /// What receives webhooks.
+    Sink,
     /// Kafka, all brokers together.
     Broker,
     /// The process that generates the load.

@@ -1,48 +1,26 @@
 //! The figures of a benchmark, as `report.json` has them. The pages are made from this file alone, so they can be made
 //! again from a kept one.
 
-use super::{
-    machine::{Conditions, Machine, Software},
-    process::Usage,
-    scenario::Profile,
-};
+use super::{about::About, process::Usage};
+use crate::load::Quantiles;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of the format. A reader refuses another one.
 pub const FORMAT: u32 = 1;
 
-/// Everything about one benchmark.
+/// Everything about one benchmark of ingest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
-    /// [`FORMAT`].
-    pub format: u32,
-    /// What was measured: `ingest`.
-    pub subject: String,
-    /// How thoroughly.
-    pub profile: Profile,
-    /// When it began, in UTC.
-    pub began: String,
-    /// How long it took, in seconds.
-    pub took_seconds: f64,
-    /// Bytes of each event's `data`.
-    pub data_bytes: usize,
+    /// Circumstances.
+    #[serde(flatten)]
+    pub about: About,
     /// How well `data` can be compressed.
     pub entropy: String,
     /// Different partition keys.
     pub keys: u64,
-    /// Threads of the generator.
-    pub generator_threads: usize,
-    /// What was measured, and with what.
-    pub software: Software,
-    /// On what.
-    pub machine: Machine,
-    /// How busy it was otherwise.
-    pub conditions: Conditions,
     /// What every scenario found, in the order in which they ran.
     pub scenarios: Vec<ScenarioResult>,
-    /// What the figures lack, in sentences.
-    pub remarks: Vec<String>,
 }
 
 /// What one scenario found.
@@ -96,9 +74,9 @@ pub struct Run {
     /// Events that were not acknowledged, by class; none of zero.
     pub errors: BTreeMap<String, u64>,
     /// Time from when a request was due to its whole answer, or until it was given up; without requests that were refused.
-    pub latency: Latency,
+    pub latency: Quantiles,
     /// The same from when a request was sent.
-    pub service: Latency,
+    pub service: Quantiles,
     /// The distribution of `latency`: share of the requests, and microseconds that they took at most.
     pub distribution: Vec<(f64, u64)>,
     /// What happened in each second, warm-up included.
@@ -121,25 +99,6 @@ pub struct Run {
     pub invalid_because: Vec<String>,
     /// What was found on the topic, if it was read.
     pub reconciliation: Option<Reconciled>,
-}
-
-/// Quantiles in microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Latency {
-    /// Requests.
-    pub count: u64,
-    /// Half took at most this.
-    pub p50: u64,
-    /// 90 %.
-    pub p90: u64,
-    /// 99 %.
-    pub p99: u64,
-    /// 99.9 %.
-    pub p99_9: u64,
-    /// 99.99 %.
-    pub p99_99: u64,
-    /// All.
-    pub max: u64,
 }
 
 /// One second of a run.

@@ -1,6 +1,7 @@
 //! What a report says, as rows and sentences; the terminal, the HTML page and the Markdown page show the same.
 
 use super::{
+    about::About,
     disk::Room,
     result::{BenchReport, Finding, Run, ScenarioResult, Sweep},
 };
@@ -144,7 +145,7 @@ pub fn rate_table(report: &BenchReport) -> Rows {
             count(floors.http.events_per_second as u64),
             count(floors.producer.events_per_second as u64),
             format!("{:.0} %", run.machine_busy * 100.0),
-            format!("{:.0} %", run.busy_with_others(report.machine.cores) * 100.0),
+            format!("{:.0} %", run.busy_with_others(report.about.machine.cores) * 100.0),
         ])
     };
     let header = vec![
@@ -255,14 +256,14 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
         format!(
             "{}. What one takes the others lack: events per second are those of this arrangement, and CPU time per event \
              carries further than they do.",
-            capitalized(&report.conditions.placement)
+            capitalized(&report.about.conditions.placement)
         ),
         "Connections are over loopback: no network, no TLS, no load balancer. Topics have one replica, so an \
          acknowledgement waits for one broker's page cache and not for a disk or another machine."
             .to_owned(),
         format!(
             "Every event has {} bytes of data: {}.{} {} different partition keys, one tenant.",
-            report.data_bytes,
+            report.about.data_bytes,
             report.entropy,
             record_sentence(report),
             count(report.keys)
@@ -271,7 +272,7 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
          records are ready in memory. They run at their own, higher rates, where batches are larger and an event costs less."
             .to_owned(),
     ];
-    limits.extend(report.remarks.iter().cloned());
+    limits.extend(report.about.remarks.iter().cloned());
     limits.extend(report.scenarios.iter().filter_map(|scenario| match &scenario.finding {
         Finding::NotSupported(reason) => Some(format!("{}: not supported: {reason}.", scenario.name)),
         Finding::Failed(reason) => Some(format!("{}: failed: {reason}.", scenario.name)),
@@ -286,7 +287,7 @@ pub fn limits(report: &BenchReport) -> Vec<String> {
 /// can tell.
 fn others_sentence(report: &BenchReport) -> Option<String> {
     let runs = runs(report).into_iter().filter(|(_, run)| run.broker.is_some());
-    let shares = runs.map(|(name, run)| (run.busy_with_others(report.machine.cores), name));
+    let shares = runs.map(|(name, run)| (run.busy_with_others(report.about.machine.cores), name));
     let (share, name) = shares.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (share > TOLERATED_OTHERS).then(|| {
         format!(
@@ -350,15 +351,15 @@ pub fn generator_sentence(report: &BenchReport) -> String {
 }
 
 /// What it ran on and with.
-pub fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
-    let (software, machine, conditions) = (&report.software, &report.machine, &report.conditions);
+pub fn facts(about: &About) -> Vec<(&'static str, String)> {
+    let (software, machine, conditions) = (&about.software, &about.machine, &about.conditions);
     let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
     let [one, five, fifteen] = conditions.load_average;
     let disk =
         |Room { free_bytes, total_bytes }| format!("{} of {} free", bytes(free_bytes), bytes(total_bytes));
     let mut facts = vec![
-        ("began", report.began.clone()),
-        ("profile", format!("{}, took {}", report.profile.name(), time((report.took_seconds * 1e6) as u64))),
+        ("began", about.began.clone()),
+        ("profile", format!("{}, took {}", about.profile.name(), time((about.took_seconds * 1e6) as u64))),
         ("floodway", format!("{}, commit {}", known(&software.floodway), known(&software.commit))),
         ("rustc", known(&software.rustc)),
         ("Kafka", known(&software.kafka)),
@@ -379,14 +380,14 @@ pub fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
         );
         facts.push(("write and sync of 4 KiB", text));
     }
-    let threads = match report.generator_threads {
+    let threads = match about.generator_threads {
         1 => "1 thread".to_owned(),
         number => format!("{number} threads"),
     };
     facts.push(("generator", threads));
     let settings =
         if software.settings.is_empty() { "defaults".to_owned() } else { software.settings.join(", ") };
-    facts.push(("settings of ingest", settings));
+    facts.push(("settings", settings));
     facts
 }
 
@@ -433,7 +434,7 @@ fn capitalized(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::result::{Latency, Step};
+    use crate::{bench::result::Step, load::Quantiles};
 
     fn report() -> BenchReport {
         serde_json::from_str(include_str!("../../tests/fixtures/bench-report.json")).unwrap()
@@ -443,7 +444,7 @@ mod tests {
         Run {
             events: 1_000_000,
             accepted: 988_000,
-            latency: Latency::default(),
+            latency: Quantiles::default(),
             invalid_because: vec!["12000 events not acknowledged (throttled: 12000)".to_owned()],
             ..Run::default()
         }

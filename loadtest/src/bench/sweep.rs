@@ -34,10 +34,10 @@ pub fn find_again(report: &mut BenchReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::result::{Latency, Run};
+    use crate::{bench::result::Run, load::Quantiles};
 
     fn step(offered: f64, achieved: f64, p99: u64) -> Step {
-        let latency = Latency { p99, ..Latency::default() };
+        let latency = Quantiles { p99, ..Quantiles::default() };
         let run = Run { offered: Some(offered), events_per_second: achieved, latency, ..Run::default() };
         Step { share: 0.0, run }
     }

@@ -10,7 +10,15 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::{Headers, Message},
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Longest wait for Kafka to do what it is asked.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,6 +28,10 @@ const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 const KEPT_PARTITION_BYTES: u64 = 2 * SEGMENT_BYTES;
 /// Bytes read at a time when records are sampled.
 const FETCH_BYTES: &str = "1048576";
+
+/// Consumer groups of an installation, without its prefix.
+const GROUPS: [&str; 5] =
+    ["control-plane", "dispatcher", "dispatcher-due", "dispatcher-replays", "retry-scheduler"];
 
 /// What happens to old records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +146,7 @@ impl Topics {
         Ok(())
     }
 
-    /// Deletes every topic, and the one consumer group, of an installation.
+    /// Deletes every topic, and the consumer groups, of an installation.
     ///
     /// # Errors
     /// When Kafka refuses.
@@ -149,7 +161,9 @@ impl Topics {
             .collect();
         self.delete(&names).await?;
         // A group without members disturbs nobody; Kafka forgets it in time.
-        let _ = self.admin.delete_groups(&[&format!("{prefix}control-plane")], &options()).await;
+        for group in GROUPS {
+            let _ = self.admin.delete_groups(&[&format!("{prefix}{group}")], &options()).await;
+        }
         Ok(())
     }
 
@@ -193,6 +207,82 @@ impl Topics {
     }
 }
 
+/// Pause between two looks at a topic that grows.
+const GROWTH_PAUSE: Duration = Duration::from_millis(200);
+
+/// How a topic grows, seen from a thread of its own.
+pub struct Growth {
+    added: Arc<AtomicU64>,
+    stop: mpsc::Sender<()>,
+    thread: thread::JoinHandle<Grown>,
+}
+
+/// How many records a topic had got at which moments.
+#[derive(Debug, Default)]
+pub struct Grown(Vec<(Instant, u64)>);
+
+impl Growth {
+    /// Begins to look. Blocks for as long as one look takes.
+    ///
+    /// # Errors
+    /// When Kafka does not answer.
+    pub fn watch(brokers: &str, topic: &str) -> Result<Self, BenchError> {
+        let consumer: BaseConsumer = client(brokers).set("group.id", "floodway-bench-growth").create()?;
+        let topic = topic.to_owned();
+        let before = end(&consumer, &topic)?;
+        let (added, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), mpsc::channel());
+        let seen = Arc::clone(&added);
+        let thread = thread::Builder::new().name("growth".into()).spawn(move || {
+            let mut grown = Grown(vec![(Instant::now(), 0)]);
+            while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(GROWTH_PAUSE) {
+                // A look that fails is made again after the pause.
+                if let Ok(now) = end(&consumer, &topic) {
+                    seen.store(now - before, Relaxed);
+                    grown.0.push((Instant::now(), now - before));
+                }
+            }
+            grown
+        })?;
+        Ok(Self { added, stop, thread })
+    }
+
+    /// Records since the beginning.
+    pub fn added(&self) -> u64 {
+        self.added.load(Relaxed)
+    }
+
+    /// Ends, and tells what was seen.
+    pub fn stop(self) -> Grown {
+        // A thread that is gone needs no word.
+        let _ = self.stop.send(());
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+/// Records of all partitions together.
+fn end(consumer: &BaseConsumer, topic: &str) -> Result<u64, BenchError> {
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
+    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    let mut sum = 0;
+    for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
+        let (_, end) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
+        sum += u64::try_from(end).unwrap_or(0);
+    }
+    Ok(sum)
+}
+
+impl Grown {
+    /// Records per second between two shares of `whole`; `None` if it did not get there, or in one step.
+    pub fn rate(&self, (from, until): (f64, f64), whole: f64) -> Option<f64> {
+        let reached = |share: f64| self.0.iter().find(|(_, added)| *added as f64 >= share * whole);
+        // The last look before the first share was reached: growth has begun by then.
+        let first = self.0.iter().rfind(|(_, added)| (*added as f64) < from * whole)?;
+        let last = reached(until)?;
+        let seconds = (last.0 - first.0).as_secs_f64();
+        (seconds > 0.0).then(|| (last.1 - first.1) as f64 / seconds)
+    }
+}
+
 impl Sample {
     fn of(message: &rdkafka::message::BorrowedMessage<'_>) -> Self {
         let headers = message.headers().map(|headers| {
@@ -215,4 +305,20 @@ fn client(brokers: &str) -> ClientConfig {
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_over_the_part_between_two_shares() {
+        let begin = Instant::now();
+        let at = |second, added| (begin + Duration::from_secs(second), added);
+        let grown = Grown(vec![at(0, 0), at(5, 0), at(6, 40), at(7, 96), at(9, 100)]);
+        // From 0 at the fifth second to 96 at the seventh.
+        assert!((grown.rate((0.05, 0.95), 100.0).unwrap() - 48.0).abs() < 1e-9);
+        assert_eq!(grown.rate((0.05, 0.95), 1000.0), None);
+        assert_eq!(Grown::default().rate((0.05, 0.95), 10.0), None);
+    }
 }

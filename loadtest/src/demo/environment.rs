@@ -1,6 +1,7 @@
 //! What `floodway dev` is started with: where its servers are, its keys and its ports.
 
 use super::DemoError;
+use crate::file_error::FileError;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::{
     collections::BTreeMap,
@@ -98,7 +99,7 @@ pub fn random_admin_key() -> String {
 /// The stack's sealing key, made at the first start: what one run sealed into the stack's database, the next can open.
 fn stable_sealing_key(stack_dir: &Path) -> Result<String, DemoError> {
     let path = stack_dir.join(KEYS_FILE);
-    let unusable = |reason: std::io::Error| DemoError::File { path: path.clone(), reason };
+    let unusable = |reason: std::io::Error| -> DemoError { FileError::at(&path, reason).into() };
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
         Ok(mut file) => {
             let key = format!("dev:{}", STANDARD.encode(rand::random::<[u8; 32]>()));
@@ -115,8 +116,7 @@ fn stable_sealing_key(stack_dir: &Path) -> Result<String, DemoError> {
 
 /// Reads lines of `export NAME=value`, as a shell would: quotes and backslashes, nothing else of its language.
 pub fn read_env_file(path: &Path) -> Result<BTreeMap<String, String>, DemoError> {
-    let text =
-        fs::read_to_string(path).map_err(|reason| DemoError::File { path: path.to_owned(), reason })?;
+    let text = fs::read_to_string(path).map_err(|reason| FileError::at(path, reason))?;
     Ok(text.lines().filter_map(assignment).collect())
 }
 

@@ -18,6 +18,7 @@ use self::{
 use crate::{
     admin_client::{AdminClient, AdminError, Counts, DeadLetter},
     child::{ChildError, GuardedChild, last_lines},
+    file_error::FileError,
     live_line::LiveLine,
     receive::{BindError, Receiver, ReceiverConfig, verify::InvalidSecret},
     report,
@@ -75,13 +76,8 @@ pub enum DemoError {
     #[error("{0} is not set: run scripts/stack up, or set it to a server of yours")]
     MissingSetting(&'static str),
     /// A file cannot be used.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Floodway cannot be started, or ended by itself.
     #[error(transparent)]
     Child(#[from] ChildError),
@@ -136,7 +132,7 @@ impl DemoError {
         matches!(
             self,
             Self::MissingSetting(_)
-                | Self::File { .. }
+                | Self::File(_)
                 | Self::Child(ChildError::Log { .. } | ChildError::Start { .. })
         )
     }

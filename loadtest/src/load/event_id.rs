@@ -43,6 +43,11 @@ impl Keys {
         Self { keys, connections: connections.max(1) as u64 }
     }
 
+    /// Connections of the run.
+    pub(super) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// Keys of one connection; at least 1 if there are any.
     pub(super) fn of_connection(&self, connection: u32) -> u64 {
         if self.keys == 0 {

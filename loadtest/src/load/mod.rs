@@ -13,6 +13,7 @@ mod connection;
 mod content;
 mod event_id;
 mod generator;
+pub mod monotonic;
 mod request;
 mod schedule;
 mod target;

@@ -5,7 +5,7 @@ use super::{
     workload::Workload,
 };
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The figures of a run. Without the warm-up, except where a field says otherwise.
 #[derive(Debug, Clone, Serialize)]
@@ -98,7 +98,7 @@ impl Errors {
 }
 
 /// Quantiles of a latency, in microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quantiles {
     /// Values.
     pub count: u64,

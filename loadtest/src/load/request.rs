@@ -7,6 +7,7 @@ use super::{
     content::{self, Arena},
     error::LoadError,
     event_id::{CONNECTION_DIGITS, EventId, KEY_DIGITS, Keys, NUMBER_DIGITS, write_digits},
+    monotonic::STAMP_DIGITS,
     target::Target,
     workload::{Encoding, Entropy, Workload},
 };
@@ -15,6 +16,8 @@ use std::io::{self, Write};
 /// Most compressed requests of a pool, and most bytes of them. They are shared by all threads.
 const POOL_REQUESTS: u64 = 2048;
 const POOL_BYTES: usize = 64 * 1024 * 1024;
+/// Digits of the number that a type ends with.
+const TYPE_DIGITS: usize = 5;
 /// Level of zstd: what clients use when they do not choose.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -31,7 +34,11 @@ pub(super) struct Template {
     number: usize,
     key: Option<usize>,
     random: Option<(usize, usize)>,
+    kind: Option<usize>,
+    stamp: Option<usize>,
     keys: Keys,
+    /// What types end with, in turns.
+    numbers: Vec<u32>,
 }
 
 impl Template {
@@ -62,7 +69,10 @@ impl Template {
             number: first + event.number,
             key: event.key.map(|at| first + at),
             random: event.random.map(|(at, count)| (first + at, count)),
+            kind: event.kind.map(|at| first + at),
+            stamp: event.stamp.map(|at| first + at),
             keys,
+            numbers: workload.numbers.clone(),
         }
     }
 
@@ -90,6 +100,9 @@ impl Template {
             };
             digits(self.connection, CONNECTION_DIGITS, connection.into());
             digits(self.number, NUMBER_DIGITS, first + position as u64);
+            if let Some(at) = self.kind {
+                digits(at, TYPE_DIGITS, self.type_number(connection, first + position as u64).into());
+            }
             if let Some(at) = self.key {
                 digits(at, KEY_DIGITS, self.keys.key(connection, slot));
                 slot = if slot + 1 == slots { 0 } else { slot + 1 };
@@ -104,6 +117,25 @@ impl Template {
     }
 }
 
+impl Template {
+    /// Writes into every event when the request was due.
+    pub(super) fn stamp(&self, request: &mut [u8], micros: u64) {
+        let Some(at) = self.stamp else { return };
+        for position in 0..self.events {
+            let start = position * self.stride + at;
+            write_digits(&mut request[start..start + STAMP_DIGITS], micros);
+        }
+    }
+
+    /// What the type of a connection's event ends with. Connections begin at places that are evenly spread, so all numbers
+    /// come up from the start.
+    fn type_number(&self, connection: u32, number: u64) -> u32 {
+        let turns = self.numbers.len() as u64;
+        let start = turns * u64::from(connection) / self.keys.connections();
+        self.numbers[((start + number) % turns) as usize]
+    }
+}
+
 /// One event, and the places in it that change.
 struct Event {
     bytes: Vec<u8>,
@@ -111,11 +143,22 @@ struct Event {
     number: usize,
     key: Option<usize>,
     random: Option<(usize, usize)>,
+    kind: Option<usize>,
+    stamp: Option<usize>,
 }
 
 impl Event {
     fn new(workload: &Workload, run: &str) -> Self {
-        let mut bytes = format!("{{\"type\":\"{}\",\"id\":\"{run}-", workload.event_type).into_bytes();
+        let mut bytes = format!("{{\"type\":\"{}", workload.event_type).into_bytes();
+        let kind = (!workload.numbers.is_empty()).then(|| {
+            bytes.push(b'.');
+            append_digits(&mut bytes, TYPE_DIGITS)
+        });
+        let stamp = workload.stamped.then(|| {
+            bytes.extend_from_slice(b"\",\"sentat\":\"");
+            append_digits(&mut bytes, STAMP_DIGITS)
+        });
+        bytes.extend_from_slice(format!("\",\"id\":\"{run}-").as_bytes());
         let connection = append_digits(&mut bytes, CONNECTION_DIGITS);
         bytes.push(b'-');
         let number = append_digits(&mut bytes, NUMBER_DIGITS);
@@ -130,7 +173,15 @@ impl Event {
         let data = bytes.len();
         let random = content::append(&mut bytes, workload.data_bytes, workload.entropy);
         bytes.push(b'}');
-        Self { bytes, connection, number, key, random: random.map(|(at, count)| (data + at, count)) }
+        Self {
+            bytes,
+            connection,
+            number,
+            key,
+            random: random.map(|(at, count)| (data + at, count)),
+            kind,
+            stamp,
+        }
     }
 }
 
@@ -253,6 +304,27 @@ mod tests {
             }
             assert_eq!(seen.len(), if entropy == Entropy::Random { 20 } else { 1 });
         }
+    }
+
+    #[test]
+    fn types_take_turns_and_stamps_say_when_an_event_was_due() {
+        let workload =
+            Workload { numbers: vec![7, 0, 7, 12_345], stamped: true, ..workload(3, 0, Entropy::Text) };
+        let template = Template::new(&workload, &target(), "run", Keys::new(0, 2));
+        let mut request = template.bytes().to_vec();
+        let types = |request: &[u8]| -> Vec<String> {
+            read(request).1.iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+        };
+        template.patch(&mut request, 0, 2, None);
+        assert_eq!(types(&request), ["load.event.00007", "load.event.12345", "load.event.00007"]);
+        template.patch(&mut request, 1, 0, None);
+        assert_eq!(
+            types(&request)[..2],
+            ["load.event.00007", "load.event.12345"],
+            "the second connection is half a turn ahead"
+        );
+        template.stamp(&mut request, 1_234_567_890);
+        assert!(read(&request).1.iter().all(|event| event["sentat"] == "0000001234567890"));
     }
 
     #[test]

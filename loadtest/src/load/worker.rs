@@ -6,6 +6,7 @@ use super::{
     connection::{Connection, NoAnswer},
     content::Arena,
     ledger::ConnectionLedger,
+    monotonic,
     progress::Progress,
     request::{EncodedPool, Template},
     tally::{Ending, Exchange, Tally},
@@ -39,6 +40,8 @@ pub(super) struct Requests {
 pub(super) struct Shared {
     /// The start of the run: all times are counted from it.
     pub(super) start: Instant,
+    /// The same by the clock of the machine.
+    start_micros: u64,
     pub(super) arrivals: RefCell<Arrivals>,
     pub(super) tally: RefCell<Tally>,
     /// Connections without a request, in the order in which they became free: taken in turns, all of them stay in use.
@@ -88,6 +91,7 @@ impl Shared {
         let seats = std::iter::repeat_with(Seat::default).take(connections).collect();
         Self {
             start,
+            start_micros: monotonic::micros_of(start),
             arrivals: RefCell::new(arrivals),
             tally: RefCell::new(tally),
             free: RefCell::new(Free { seats, ..Free::default() }),
@@ -133,10 +137,11 @@ impl Shared {
     }
 
     /// A request of a connection, in a buffer that is to be given back.
-    fn render(&self, template: &Template, connection: u32, first: u64) -> Vec<u8> {
+    fn render(&self, template: &Template, connection: u32, first: u64, due: Duration) -> Vec<u8> {
         let buffer = self.buffers.borrow_mut().pop();
         let mut request = buffer.unwrap_or_else(|| template.bytes().to_vec());
         template.patch(&mut request, connection, first, self.arena.borrow_mut().as_mut());
+        template.stamp(&mut request, self.start_micros + due.as_micros() as u64);
         request
     }
 
@@ -244,7 +249,7 @@ impl Worker {
         // In a closed loop a request is due when it is sent, and one look at the clock is enough.
         let sent = if due == free { free } else { self.shared.now() };
         let settled = match connected {
-            Ok(()) => self.send(first, sent).await,
+            Ok(()) => self.send(first, due, sent).await,
             Err(error) => Err(error),
         };
         let ended = self.shared.now();
@@ -256,7 +261,7 @@ impl Worker {
         self.shared.now()
     }
 
-    async fn send(&mut self, first: u64, sent: Duration) -> Result<Settled, NoAnswer> {
+    async fn send(&mut self, first: u64, due: Duration, sent: Duration) -> Result<Settled, NoAnswer> {
         let sent = self.shared.start + sent;
         match &self.requests.pool {
             Some(pool) => {
@@ -265,7 +270,7 @@ impl Worker {
                 self.connection.write(pool.request(turn), sent).await?;
             }
             None => {
-                let request = self.shared.render(&self.requests.template, self.number, first);
+                let request = self.shared.render(&self.requests.template, self.number, first, due);
                 let written = self.connection.write(&request, sent).await;
                 self.shared.buffers.borrow_mut().push(request);
                 written?;

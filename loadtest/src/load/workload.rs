@@ -17,6 +17,12 @@ pub struct Workload {
     pub encoding: Encoding,
     /// Type of every event.
     pub event_type: String,
+    /// What types end with, in turns: a dot and a number in five digits. None if all events have the same type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub numbers: Vec<u32>,
+    /// Whether events carry the instant at which their request was due, as the extension `sentat`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stamped: bool,
 }
 
 impl Default for Workload {
@@ -28,6 +34,8 @@ impl Default for Workload {
             keys: 0,
             encoding: Encoding::Identity,
             event_type: "load.event".to_owned(),
+            numbers: Vec::new(),
+            stamped: false,
         }
     }
 }

@@ -17,22 +17,22 @@ const DRIP_PAUSE: Duration = Duration::from_secs(1);
 static CHUNK: [u8; 64 * 1024] = [b'.'; 64 * 1024];
 
 /// The body of one answer. Endless ones end when the receiver stops.
-pub(super) enum AnswerBody {
+pub(crate) enum AnswerBody {
     Fixed(Option<Bytes>),
     Drip { pause: Interval, stopped: Pin<Box<WaitForCancellationFutureOwned>> },
     Big { stop: CancellationToken },
 }
 
 impl AnswerBody {
-    pub(super) fn fixed(bytes: impl Into<Bytes>) -> Self {
+    pub(crate) fn fixed(bytes: impl Into<Bytes>) -> Self {
         Self::Fixed(Some(bytes.into()))
     }
 
-    pub(super) fn drip(stop: CancellationToken) -> Self {
+    pub(crate) fn drip(stop: CancellationToken) -> Self {
         Self::Drip { pause: tokio::time::interval(DRIP_PAUSE), stopped: Box::pin(stop.cancelled_owned()) }
     }
 
-    pub(super) fn big(stop: CancellationToken) -> Self {
+    pub(crate) fn big(stop: CancellationToken) -> Self {
         Self::Big { stop }
     }
 }

@@ -133,7 +133,8 @@ pub fn retry_after(query: Option<&str>) -> Option<u32> {
     parameter(query, "retry-after")?.parse().ok()
 }
 
-fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+/// A parameter of a query, as it is written there.
+pub fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     query?
         .split('&')
         .filter_map(|pair| pair.split_once('='))

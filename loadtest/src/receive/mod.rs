@@ -17,8 +17,8 @@ pub mod behaviour;
 pub mod ledger;
 pub mod verify;
 
+pub(crate) use self::answer_body::AnswerBody;
 use self::{
-    answer_body::AnswerBody,
     behaviour::{Answer, Behaviour, Route},
     ledger::{Arrival, Bounds, Ledger, Totals},
     verify::{InvalidSecret, Secrets, Verdict},
@@ -140,7 +140,7 @@ struct State {
 /// Ends a connection without an answer.
 #[derive(Debug, Error)]
 #[error("the path asks for a reset")]
-struct Reset;
+pub(crate) struct Reset;
 
 impl Receiver {
     /// Listens and serves until stopped or dropped. Port 0 takes a free one.
@@ -358,7 +358,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     respond(route.behaviour.answer(number), route.retry_after, &state.stop).await
 }
 
-async fn respond(
+pub(crate) async fn respond(
     answer: Answer,
     retry_after: Option<u32>,
     stop: &CancellationToken,
@@ -398,7 +398,7 @@ fn summary_response(state: &State) -> Response<AnswerBody> {
     response
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
+pub(crate) fn plain(status: StatusCode, text: &'static str) -> Response<AnswerBody> {
     // Statuses without a body must not get one.
     let text = if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED { "" } else { text };
     let mut response = Response::new(AnswerBody::fixed(Bytes::from_static(text.as_bytes())));

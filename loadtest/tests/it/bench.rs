@@ -58,7 +58,7 @@ async fn a_floor_under_load_is_measured_from_outside() {
 #[test]
 fn a_kept_report_can_be_read_and_has_every_scenario() {
     let report = report();
-    assert_eq!(report.format, FORMAT);
+    assert_eq!(report.about.format, FORMAT);
     for scenario in SCENARIOS {
         assert!(report.scenario(scenario.name).is_some(), "{} is missing", scenario.name);
     }
@@ -80,7 +80,7 @@ fn every_page_has_every_scenario_the_limits_and_no_broken_figure() {
     }
     for page in &pages[..2] {
         assert!(page.find("Limits") < page.find("Scenarios"), "limits come first");
-        for (name, _) in summary::facts(&report) {
+        for (name, _) in summary::facts(&report.about) {
             assert!(page.contains(name), "{name} is missing");
         }
     }
