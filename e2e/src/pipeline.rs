@@ -63,12 +63,20 @@ impl Pipeline {
     /// # Errors
     /// When any of it fails; the error has the end of the log.
     pub async fn start(stack: Stack) -> Result<Self> {
+        Self::start_with(stack, &[]).await
+    }
+
+    /// The same, with further settings of all roles.
+    ///
+    /// # Errors
+    /// When any of it fails; the error has the end of the log.
+    pub async fn start_with(stack: Stack, settings: &[(&str, &str)]) -> Result<Self> {
         let name = format!("e{:012x}", rand::random::<u64>() >> 16);
         let database_url = create_database(&stack.database_url, &name).await?;
         let (ingest_port, control_port) = (free_port()?, free_port()?);
         let folder = std::env::temp_dir().join(format!("floodway-{name}"));
         std::fs::create_dir_all(&folder)?;
-        let environment: BTreeMap<String, String> = [
+        let mut environment: BTreeMap<String, String> = [
             ("FLOODWAY_KAFKA_BROKERS", stack.brokers.clone()),
             ("FLOODWAY_DATABASE_URL", database_url.clone()),
             ("FLOODWAY_TOPIC_PREFIX", format!("{name}-")),
@@ -81,6 +89,8 @@ impl Pipeline {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
+        environment
+            .extend(settings.iter().map(|(variable, value)| ((*variable).to_owned(), (*value).to_owned())));
         let topics = ["topics", "apply", "--dev", "--replication", "1", "--partitions", PARTITIONS];
         operate(&environment, &topics).await?;
         operate(&environment, &["migrate"]).await?;
@@ -134,6 +144,16 @@ impl Pipeline {
         self.roles().into_iter().find(|role| role.name == name).with_context(|| format!("no role {name}"))
     }
 
+    /// Another process of a role, with the settings of the first and a log of its own. It is not started.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn another(&self, name: &'static str, log: &str) -> Result<Role> {
+        let folder = self.folder.join(log);
+        std::fs::create_dir_all(&folder)?;
+        Role::new(name, self.environment.clone(), &folder)
+    }
+
     /// A subscription to everything, delivered to `path` of the receiver, which checks its signatures.
     ///
     /// # Errors
@@ -149,12 +169,25 @@ impl Pipeline {
     /// # Errors
     /// When the control plane refuses it.
     pub async fn subscribe_url(&self, name: &str, url: &str) -> Result<Subscription> {
+        self.subscribe_patiently(name, url, &RETRY_DELAYS).await
+    }
+
+    /// The same, with a retry after each of so many seconds.
+    ///
+    /// # Errors
+    /// When the control plane refuses it.
+    pub async fn subscribe_patiently(
+        &self,
+        name: &str,
+        url: &str,
+        retry_delays: &[f64],
+    ) -> Result<Subscription> {
         let wanted = NewSubscription {
             name: name.to_owned(),
             url: url.to_owned(),
             types: vec!["*".to_owned()],
             retry: Some(RetryPolicy {
-                delays_seconds: RETRY_DELAYS.into(),
+                delays_seconds: retry_delays.to_vec(),
                 jitter: 0.1,
                 max_age_seconds: 3_600.0,
             }),

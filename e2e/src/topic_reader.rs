@@ -1,7 +1,7 @@
 //! Reading a whole topic, as any user's own consumer group can.
 
 use anyhow::{Result, ensure};
-use floodway_schemas::event::Event;
+use floodway_schemas::{due::Due, event::Event};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -52,13 +52,47 @@ pub struct Record {
     pub id: String,
     /// The partition that has it.
     pub partition: i32,
+    /// Its place in it.
+    pub offset: i64,
+    /// The one subscription that it is for; `None` when that is found out by the dispatcher.
+    pub subscription: Option<String>,
 }
 
-/// Reads `topic` from its beginning to its end, without a group. Blocks; call it off the runtime.
+impl Record {
+    /// Of a record on `events`.
+    fn of_event(partition: i32, offset: i64, payload: &[u8]) -> Result<Self> {
+        Ok(Self { id: Event::decode(payload)?.id.into_owned(), partition, offset, subscription: None })
+    }
+
+    /// Of a record on `due`.
+    fn of_due(partition: i32, offset: i64, payload: &[u8]) -> Result<Self> {
+        let due = Due::decode(payload)?;
+        let id = Event::decode(due.event.get().as_bytes())?.id.into_owned();
+        Ok(Self { id, partition, offset, subscription: Some(due.subscription.to_string()) })
+    }
+}
+
+/// Reads a topic of events from its beginning to its end, without a group. Blocks; call it off the runtime.
 ///
 /// # Errors
 /// When the end is not reached within a minute, or a record is no event.
 pub fn records(brokers: &str, topic: &str) -> Result<Vec<Record>> {
+    read(brokers, topic, Record::of_event)
+}
+
+/// The same of a topic of deliveries that are due.
+///
+/// # Errors
+/// When the end is not reached within a minute, or a record is no such delivery.
+pub fn due_records(brokers: &str, topic: &str) -> Result<Vec<Record>> {
+    read(brokers, topic, Record::of_due)
+}
+
+fn read(
+    brokers: &str,
+    topic: &str,
+    decode: impl Fn(i32, i64, &[u8]) -> Result<Record>,
+) -> Result<Vec<Record>> {
     const DEADLINE: Duration = Duration::from_secs(60);
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -76,10 +110,10 @@ pub fn records(brokers: &str, topic: &str) -> Result<Vec<Record>> {
     while ended.len() < partitions.count() {
         ensure!(started.elapsed() < DEADLINE, "{topic}: the end was not reached");
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(record)) => records.push(Record {
-                id: Event::decode(record.payload().unwrap_or_default())?.id.into_owned(),
-                partition: record.partition(),
-            }),
+            Some(Ok(record)) => {
+                let payload = record.payload().unwrap_or_default();
+                records.push(decode(record.partition(), record.offset(), payload)?);
+            }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 ended.insert(partition);
             }

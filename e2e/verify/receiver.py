@@ -1,7 +1,7 @@
-"""A subscriber that trusts nobody: verifies each webhook with the Standard Webhooks reference library, and with another
-library what that one does not know, signatures by public key.
+"""A subscriber that trusts nobody: verifies each webhook with the reference library of Standard Webhooks, with the SDK of
+Svix, and with another library what these do not know, signatures by public key.
 
-Prints "listening PORT" once, then "verified BODY_SHA256 WEBHOOK_ID" or "refused REASON" for each request.
+Prints "listening PORT" once, then "verified BODY_SHA256 SIGNATURES WEBHOOK_ID" or "refused REASON" for each request.
 """
 
 import base64
@@ -10,10 +10,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import standardwebhooks
+import svix.webhooks
 from ecdsa import BadSignatureError, Ed25519, VerifyingKey
-from standardwebhooks import Webhook, WebhookVerificationError
+from standardwebhooks import WebhookVerificationError
 
 KEYS = sys.argv[1].split(",")
+LIBRARIES = [standardwebhooks.Webhook, svix.webhooks.Webhook]
 OUTPUT = threading.Lock()
 
 
@@ -23,12 +26,23 @@ def say(*words):
 
 
 def verify(body, headers):
-    """Every key has signed, or it raises."""
+    """Every key has signed, for every library, or it raises."""
     for key in KEYS:
         if key.startswith("whpk_"):
             verify_public(key.removeprefix("whpk_"), body, headers)
         else:
-            Webhook(key).verify(body, dict(headers))
+            for library in LIBRARIES:
+                verify_secret(library(key), body, dict(headers))
+
+
+def verify_secret(webhook, body, headers):
+    webhook.verify(body, headers)
+    # A check that lets everything pass would show nothing.
+    try:
+        webhook.verify(body + b" ", headers)
+    except WebhookVerificationError:
+        return
+    raise AssertionError("a changed body verifies")
 
 
 def verify_public(key, body, headers):
@@ -53,9 +67,10 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         try:
             verify(body, self.headers)
-            say("verified", hashlib.sha256(body).hexdigest(), self.headers["webhook-id"])
+            count = len(self.headers["webhook-signature"].split(" "))
+            say("verified", hashlib.sha256(body).hexdigest(), count, self.headers["webhook-id"])
             status = 204
-        except WebhookVerificationError as error:
+        except (WebhookVerificationError, AssertionError) as error:
             say("refused", error)
             status = 401
         self.send_response(status)

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeSet, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
-    process::{ChildStdout, Command},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
@@ -44,61 +44,91 @@ async fn without_faults_every_event_is_delivered_once_retried_when_it_fails_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_reference_library_of_standard_webhooks_verifies_deliveries() -> Result<()> {
+async fn the_reference_library_and_the_sdk_of_svix_verify_deliveries_also_while_a_secret_is_replaced()
+-> Result<()> {
     let pipeline = Pipeline::start(Stack::shared()?).await?;
-    let port = free_port()?.to_string();
+    let port = free_port()?;
     let subscription = pipeline.subscribe_url("verify", &format!("http://127.0.0.1:{port}/hook")).await?;
-    let mut receiver = Command::new(root().join("e2e/verify/run"))
-        .args([&subscription.secret, &port])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut lines = BufReader::new(receiver.stdout.take().context("no output")?).lines();
-    ensure!(next_line(&mut lines).await? == format!("listening {port}"), "it does not listen");
+    let mut verifier = Verifier::start(&[&subscription.secret], port).await?;
+    verifier.verifies(&pipeline, 50, 1).await?;
+    verifier.stop().await?;
 
-    let sent = send_events(&pipeline.events_url, &pipeline.key, "verify", 50).await?;
-    let mut expected: BTreeSet<String> = sent.values().map(|data| hex(&Sha256::digest(data))).collect();
-    while !expected.is_empty() {
-        let line = next_line(&mut lines).await?;
-        let hash = line.strip_prefix("verified ").with_context(|| line.clone())?.split(' ').next();
-        expected.remove(hash.context("no hash")?);
-    }
-    receiver.kill().await?;
+    // Whoever holds the old secret or the new one must be able to verify: there are two signatures.
+    let secret = rotate(&pipeline, &subscription.id, "v1").await?;
+    ensure!(secret.starts_with("whsec_") && secret != subscription.secret, "no new secret");
+    let mut verifier = Verifier::start(&[&subscription.secret, &secret], port).await?;
+    verifier.verifies(&pipeline, 20, 2).await?;
+    verifier.stop().await?;
     pipeline.finish().await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_scheme_changes_deliveries_verify_with_the_secret_and_with_the_public_key() -> Result<()> {
     let pipeline = Pipeline::start(Stack::shared()?).await?;
-    let port = free_port()?.to_string();
+    let port = free_port()?;
     let subscription = pipeline.subscribe_url("verify", &format!("http://127.0.0.1:{port}/hook")).await?;
-    let path = format!("/v1/tenants/{}/subscriptions/{}/rotate-secret", pipeline.tenant, subscription.id);
-    let rotated: serde_json::Value =
-        pipeline.admin.post(&path, &serde_json::json!({"signature": "v1a"})).await?;
-    let public_key = rotated["secret"].as_str().context("no key")?;
+    let public_key = rotate(&pipeline, &subscription.id, "v1a").await?;
     ensure!(public_key.starts_with("whpk_"), "{public_key} is no public key");
-    let mut receiver = Command::new(root().join("e2e/verify/run"))
-        .args([&format!("{},{public_key}", subscription.secret), &port])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut lines = BufReader::new(receiver.stdout.take().context("no output")?).lines();
-    ensure!(next_line(&mut lines).await? == format!("listening {port}"), "it does not listen");
-
-    let sent = send_events(&pipeline.events_url, &pipeline.key, "verify", 20).await?;
-    let mut expected: BTreeSet<String> = sent.values().map(|data| hex(&Sha256::digest(data))).collect();
-    while !expected.is_empty() {
-        let line = next_line(&mut lines).await?;
-        // Made before the dispatcher had read of the change; it comes again.
-        if line == "refused no v1a signature" {
-            continue;
-        }
-        let hash = line.strip_prefix("verified ").with_context(|| line.clone())?.split(' ').next();
-        expected.remove(hash.context("no hash")?);
-    }
-    receiver.kill().await?;
+    // The libraries know `v1` only: they must find theirs beside the signature that they do not know.
+    let mut verifier = Verifier::start(&[&subscription.secret, &public_key], port).await?;
+    verifier.verifies(&pipeline, 20, 2).await?;
+    verifier.stop().await?;
     pipeline.finish().await.map(drop)
 }
+
+/// Replaces a subscription's secret; the old one goes on signing. Returns the new one, or its public key.
+async fn rotate(pipeline: &Pipeline, subscription: &str, scheme: &str) -> Result<String> {
+    let path = format!("/v1/tenants/{}/subscriptions/{subscription}/rotate-secret", pipeline.tenant);
+    let rotated: serde_json::Value =
+        pipeline.admin.post(&path, &serde_json::json!({"signature": scheme})).await?;
+    rotated["secret"].as_str().map(str::to_owned).context("no secret")
+}
+
+/// A subscriber written in another language, with the libraries that subscribers use.
+struct Verifier {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Verifier {
+    /// Listens, and demands a signature by each of the keys.
+    async fn start(keys: &[&str], port: u16) -> Result<Self> {
+        let mut process = Command::new(root().join("e2e/verify/run"))
+            .args([&keys.join(","), &port.to_string()])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(process.stdout.take().context("no output")?).lines();
+        ensure!(next_line(&mut lines).await? == format!("listening {port}"), "it does not listen");
+        Ok(Self { process, lines })
+    }
+
+    /// Sends events and waits until each has arrived with so many signatures and verifies.
+    async fn verifies(&mut self, pipeline: &Pipeline, events: u64, signatures: usize) -> Result<()> {
+        let sent = send_events(&pipeline.events_url, &pipeline.key, "verify", events).await?;
+        let mut expected: BTreeSet<String> = sent.values().map(|data| hex(&Sha256::digest(data))).collect();
+        while !expected.is_empty() {
+            let line = next_line(&mut self.lines).await?;
+            // Made before the dispatcher had read of a new secret: it comes again.
+            if signatures > 1 && REFUSED_BEFORE_ROTATION.contains(&line.as_str()) {
+                continue;
+            }
+            let mut words = line.strip_prefix("verified ").with_context(|| line.clone())?.split(' ');
+            let (hash, count) = (words.next().context("no hash")?, words.next().context("no count")?);
+            ensure!(count == signatures.to_string(), "{count} signatures, and not {signatures}");
+            expected.remove(hash);
+        }
+        Ok(())
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        self.process.kill().await.map_err(Into::into)
+    }
+}
+
+/// What is said of a delivery that the new secret has not signed.
+const REFUSED_BEFORE_ROTATION: [&str; 2] =
+    ["refused No matching signature found", "refused no v1a signature"];
 
 async fn next_line(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<String> {
     // Installing the library, the first time, takes a while.
