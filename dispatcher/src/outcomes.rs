@@ -69,6 +69,8 @@ struct Pending {
     _permit: Permit,
     /// The same of the further events of a batch.
     others: Vec<Hold>,
+    /// Kafka has not taken it at least once.
+    refused: AtomicBool,
 }
 
 impl Pending {
@@ -82,7 +84,8 @@ impl Pending {
 #[derive(Clone)]
 struct OutcomeContext {
     failed: Sender<Arc<Pending>>,
-    /// Outcomes that wait to be produced again.
+    /// Outcomes that Kafka did not take, until it has them. Those on their way again count as well, or records would be taken with
+    /// every try.
     stalled: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
     health: Arc<KafkaHealth>,
@@ -91,7 +94,9 @@ struct OutcomeContext {
 impl OutcomeContext {
     /// Hands an outcome that was not taken to the thread that produces again. The channel is bounded by the budget.
     fn again(&self, pending: Arc<Pending>) {
-        self.stalled.fetch_add(1, Ordering::AcqRel);
+        if !pending.refused.swap(true, Ordering::AcqRel) {
+            self.stalled.fetch_add(1, Ordering::AcqRel);
+        }
         self.metrics.outcome_retries.increment(1);
         // Without a receiver the dispatcher is ending: the record stays unsettled for the next owner.
         let _ = self.failed.send(pending);
@@ -109,7 +114,12 @@ impl ProducerContext for OutcomeContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
         match result {
-            Ok(_) => pending.settle(),
+            Ok(_) => {
+                pending.settle();
+                if pending.refused.load(Ordering::Acquire) {
+                    self.stalled.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
             Err((error, _)) => {
                 self.health.suspect("outcomes", &error.to_string());
                 self.again(pending);
@@ -194,13 +204,14 @@ impl Outcomes {
             receipt: order.receipt,
             _permit: order.permit,
             others: order.others,
+            refused: AtomicBool::new(false),
         });
         if let Err(pending) = self.shared.send(pending) {
             self.shared.context.again(pending);
         }
     }
 
-    /// Whether outcomes wait to be produced again: then no new records are to be taken.
+    /// Whether there are outcomes that Kafka did not take: then no new records are to be taken.
     pub(crate) fn is_stalled(&self) -> bool {
         self.shared.context.stalled.load(Ordering::Acquire) > 0
     }
@@ -293,7 +304,6 @@ impl Shared {
                     waiting.push_front(pending);
                     break;
                 }
-                self.context.stalled.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
@@ -307,5 +317,69 @@ impl Shared {
             Ok(fresh) => *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
             Err(error) => self.context.health.down(format!("producer of outcomes: {error}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        budget::{Amount, Budget, Source},
+        partition::Partition,
+        tracker::Progress,
+    };
+    use floodway_runtime::testing;
+    use floodway_schemas::ids::{RunId, TenantId};
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
+    use uuid::Uuid;
+
+    /// How long the test waits for anything.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn an_outcome_that_was_refused_stops_intake_until_kafka_has_it_also_while_it_is_on_its_way_again() {
+        let cluster = MockCluster::new(1).unwrap();
+        let kafka = KafkaSettings { brokers: cluster.bootstrap_servers(), ..testing::kafka() };
+        cluster.create_topic(&kafka.topic(Topic::Outcomes), 1, 1).unwrap();
+        cluster
+            .request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+        // Every answer takes that long: there is a time in which the outcome is on its way again.
+        cluster.broker_round_trip_time(1, Duration::from_secs(1)).unwrap();
+        let component = testing::context(kafka.clone()).health.component("kafka", true);
+        let (metrics, health) = (Arc::new(Metrics::new()), Arc::new(KafkaHealth::new(component)));
+        let outcomes = Outcomes::start(&kafka, metrics, health).unwrap();
+        let partition = Arc::new(Partition::new(0, RunId(Uuid::nil()), Progress::starting_at(0), 10));
+        partition.receive(0, 1);
+        let budget = Budget::new(Amount { count: 10, bytes: 1_000 });
+        let pending = Pending {
+            key: String::new(),
+            payload: b"{}".to_vec(),
+            kind: OutcomeKind::Delivered,
+            receipt: Receipt::new(&partition, 0),
+            _permit: budget.take(Source::Events, TenantId(Uuid::nil()), 10),
+            others: Vec::new(),
+            refused: AtomicBool::new(false),
+        };
+        assert!(outcomes.shared.send(Arc::new(pending)).is_ok());
+
+        let end = Instant::now() + DEADLINE;
+        while !outcomes.is_stalled() {
+            assert!(Instant::now() < end, "it was not refused");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        loop {
+            let (is_stalled, is_open) = (outcomes.is_stalled(), partition.window_len() > 0);
+            assert!(is_stalled || !is_open, "records would be taken");
+            if !is_open {
+                break;
+            }
+            assert!(Instant::now() < end, "it was not produced again");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(outcomes.flush(DEADLINE), "nothing is left");
+        outcomes.end();
     }
 }
