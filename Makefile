@@ -12,7 +12,7 @@ WITH_STACK := . $${STACK_DIR:-.stack}/env;
 
 .PHONY: help
 help: ## Print this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
 .PHONY: run
 run: ## Build in release, start everything, deliver 10,000 sample events (ARGS=--once: then stop)
@@ -61,10 +61,19 @@ loadtest: ## Build in release, start everything, measure ingest for four minutes
 	$(WITH_STACK) exec target/release/loadtest bench ingest --floodway target/release/floodway \
 	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
 
+.PHONY: loadtest-dispatcher
+loadtest-dispatcher: ## The same for the dispatcher: deliveries, latency, bad endpoints, backlogs, many subscriptions
+	scripts/stack prerequisites build
+	scripts/stack up
+	cargo build --release --locked --package floodway --package floodway-loadtest
+	$(WITH_STACK) exec target/release/loadtest bench dispatcher --floodway target/release/floodway \
+	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
+
 .PHONY: bench
-bench: ## Run the micro-benchmarks of the hot paths, then measure ingest for half an hour
+bench: ## Run the micro-benchmarks of the hot paths, then measure ingest and the dispatcher for half an hour each
 	cargo bench --locked --package floodway-benches
 	$(MAKE) loadtest ARGS="--profile full $(ARGS)"
+	$(MAKE) loadtest-dispatcher ARGS="--profile full $(ARGS)"
 
 .PHONY: k8s-check
 k8s-check: ## Validate the Kubernetes manifests against committed schemas and against the code

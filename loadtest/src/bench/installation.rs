@@ -150,7 +150,7 @@ impl Installation {
             ("FLOODWAY_CONTROL_PLANE__LISTEN", control_plane.to_string()),
             ("FLOODWAY_LOG", "warn".to_owned()),
         ];
-        self.variables = own.map(|(name, value)| (name.to_owned(), value)).into();
+        self.variables.extend(own.map(|(name, value)| (name.to_owned(), value)));
         self.database = Some(database);
 
         let partitions = PARTITIONS.to_string();
@@ -171,7 +171,7 @@ impl Installation {
         Ok(target)
     }
 
-    /// Sets a variable for the roles that are started from now on.
+    /// Sets a variable for the roles that are started from now on; those that make it an installation have the last word.
     pub fn set(&mut self, name: &str, value: String) {
         self.variables.insert(name.to_owned(), value);
     }

@@ -1,5 +1,6 @@
 //! What is measured, and for how long.
 
+use super::BenchError;
 use crate::load::Encoding;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,23 @@ pub const SPIKE_FACTOR: f64 = 10.0;
 pub const SPIKE_BASE: f64 = 0.1;
 /// Shares of the saturation that the sweep offers.
 pub const SWEEP: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// The scenarios that are wanted by name; all of them without names.
+///
+/// # Errors
+/// When there is none of a name; the error has the list.
+pub fn choose<S: Copy>(
+    all: &[S],
+    name: fn(&S) -> &'static str,
+    only: &[String],
+) -> Result<Vec<S>, BenchError> {
+    if let Some(unknown) = only.iter().find(|wanted| all.iter().all(|scenario| name(scenario) != *wanted)) {
+        let names = all.iter().map(name).collect::<Vec<_>>().join(", ");
+        return Err(BenchError::Setting(format!("there is no scenario {unknown}; there are {names}")));
+    }
+    let is_wanted = |scenario: &&S| only.is_empty() || only.iter().any(|wanted| name(scenario) == wanted);
+    Ok(all.iter().filter(is_wanted).copied().collect())
+}
 
 impl Scenario {
     /// What it does, in a few words.

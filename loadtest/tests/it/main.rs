@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod dispatcher_bench;
 mod fake_floodway;
 mod http;
 mod load;

@@ -26,7 +26,7 @@ use super::{
     ingest::DATA_BYTES,
     installation::{Installation, Site},
     machine::{Conditions, Machine, Software},
-    scenario::Profile,
+    scenario::{Profile, choose},
     sink::certificate::CertificateFiles,
     topics::{Retention, Topics},
 };
@@ -79,7 +79,7 @@ impl DispatcherBench {
         stop: &CancellationToken,
     ) -> Result<DispatcherReport, BenchError> {
         let begun = Instant::now();
-        let scenarios = self.chosen()?;
+        let scenarios = choose(&SCENARIOS, |scenario| scenario.name, &self.only)?;
         let timing = self.timing();
         self.check_disk(&timing)?;
         let mut report = self.report();
@@ -105,17 +105,6 @@ impl DispatcherBench {
         sink.stop().await;
         report.about.took_seconds = begun.elapsed().as_secs_f64();
         result.map(|()| report)
-    }
-
-    fn chosen(&self) -> Result<Vec<Scenario>, BenchError> {
-        let known = |name: &String| SCENARIOS.iter().any(|scenario| scenario.name == name);
-        if let Some(name) = self.only.iter().find(|name| !known(name)) {
-            let names = SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
-            return Err(BenchError::Setting(format!("there is no scenario {name}; there are {names}")));
-        }
-        let wanted =
-            |scenario: &Scenario| self.only.is_empty() || self.only.iter().any(|name| name == scenario.name);
-        Ok(SCENARIOS.into_iter().filter(wanted).collect())
     }
 
     fn timing(&self) -> Timing {

@@ -9,14 +9,13 @@ use super::{
 use crate::{
     bench::{
         BenchError,
-        floor::client::ClientFigures,
+        floor::{client::ClientFigures, run_floor},
         ingest::DATA_BYTES,
         process::{Sampler, Subject},
     },
-    child::{GuardedChild, last_lines},
     load::{Arrival, Length},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// The part of the deliveries that rates and costs are over: without the beginning, when connections are made, and without
 /// the end, when what was deferred comes back.
@@ -152,20 +151,10 @@ async fn floor(stage: &mut Stage<'_>) -> Result<ClientFigures, BenchError> {
         ("--warmup", seconds(stage.timing.warmup / 2)),
         ("--seconds", seconds(stage.timing.floor)),
     ];
-    let mut arguments = vec!["floor".to_owned(), "client".to_owned()];
-    arguments.extend(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut child = GuardedChild::start(&stage.bench.loadtest, &arguments, &BTreeMap::new(), &log)?;
     let limit = stage.timing.warmup + stage.timing.floor + FLOOR_PATIENCE;
-    // It has ended when this returns in time; how, its last line says.
-    let _ = tokio::time::timeout(limit, child.ended()).await;
-    let _ = child.stop().await;
+    let figures = run_floor(&stage.bench.loadtest, "client", &options, &log, limit).await;
     stage.sink.forget().await?;
-    let text = std::fs::read_to_string(&log).unwrap_or_default();
-    let figures = text.lines().next_back().and_then(|line| serde_json::from_str(line).ok());
-    let failed =
-        || BenchError::Command { command: "loadtest floor client".to_owned(), reason: last_lines(&log) };
-    figures.ok_or_else(failed)
+    figures
 }
 
 #[cfg(test)]
