@@ -10,6 +10,8 @@ mod clamp;
 pub mod config;
 mod dependency;
 pub mod error;
+#[cfg(test)]
+mod history;
 mod intake;
 mod maintain;
 mod members;

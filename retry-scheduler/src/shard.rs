@@ -17,6 +17,7 @@
 //! | before the batch is committed | rows and offset are both absent; the next owner reads the outcomes again |
 //! | during the commit | whoever comes next, this owner included, finds out from `next_offset` |
 //! | produced, not acknowledged, or the cursor not moved | the next owner produces the same records to the same partition, and they are delivered again; of the outcomes of equal records only the first is stored (see [`crate::repeats`]) |
+//! | hangs, or its machine is gone, in the middle of the transaction | the server ends the transaction after its time limit; the next owner ends a session that waits for `COPY` data, which the limit does not reach |
 //! | cut off, another owner took over | no transaction succeeds, for none has the new epoch; nothing is produced beyond `fence_age` after the last one that did |
 //! | the database came back older (asynchronous failover) | rows, offset and cursor went back together; the shard starts over from them |
 //!

@@ -55,6 +55,11 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
     let fenced_at = Instant::now();
     let mut row = call(shared, async {
         let client = shared.pool.get().await?;
+        // One that hangs while it stores a batch would hold the shard's row for as long as it hangs.
+        let ended = retry::end_hung_batches(&client).await?;
+        if ended > 0 {
+            tracing::warn!(shard, ended, "ended {ended} sessions that hang in the middle of storing a batch");
+        }
         retry::take_over(&client, shard, &shared.owner, first_offset).await
     })?;
     let at = Instant::now();

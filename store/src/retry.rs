@@ -9,7 +9,7 @@ use crate::{
     DbInstant, Error,
     dead_letters::{self, NewDeadLetter},
     deliveries::{self, CountDelta, NewDelivery},
-    pool::Client,
+    pool::{Client, TRANSACTION_TIMEOUT},
 };
 use deadpool_postgres::Transaction;
 use std::pin::pin;
@@ -124,6 +124,9 @@ impl From<tokio_postgres::Error> for WriteError {
 
 /// Makes the caller the owner of a shard, creating its row on first use with `first_offset` as the place to start.
 /// Waits while an earlier owner's transaction is open.
+///
+/// Epochs follow the clock, not each other: a database that comes back without its last commits, a takeover among them,
+/// would otherwise give the same epoch again, and the owner that it was taken from could write as if it were the new one.
 pub async fn take_over(
     client: &tokio_postgres::Client,
     shard: i32,
@@ -132,12 +135,29 @@ pub async fn take_over(
 ) -> Result<Shard, Error> {
     let sql = "-- take_over
         INSERT INTO retry_shard (shard, epoch, owner, next_offset, cur_due, cur_id, batched_at)
-        VALUES ($1, 1, $2, $3, clock_timestamp(), 0, clock_timestamp())
-        ON CONFLICT (shard) DO UPDATE SET epoch = retry_shard.epoch + 1, owner = excluded.owner
+        VALUES (
+            $1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, $2, $3, clock_timestamp(), 0, clock_timestamp()
+        )
+        ON CONFLICT (shard) DO UPDATE
+        SET epoch = greatest(retry_shard.epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
+            owner = excluded.owner
         RETURNING epoch, next_offset, cur_due, cur_id, batched_at, clock_timestamp()";
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&shard, Type::INT4), (&owner, Type::TEXT), (&first_offset, Type::INT8)];
     shard_from_row(&client.query_typed_one(sql, &parameters).await?)
+}
+
+/// Ends sessions that hold a shard's row for longer than any transaction may, and answers how many: their process hangs,
+/// or its machine is gone, in the middle of a `COPY`. The server's own limits do not end these, for it does not look
+/// at them while it waits for a client's data.
+pub async fn end_hung_batches(client: &tokio_postgres::Client) -> Result<i64, Error> {
+    let sql = "-- end_hung_batches
+        SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+          AND state = 'active' AND wait_event = 'ClientRead' AND query LIKE 'COPY %'
+          AND xact_start < clock_timestamp() - $1 * interval '1 millisecond'";
+    let limit = TRANSACTION_TIMEOUT.as_millis() as f64;
+    Ok(client.query_typed_one(sql, &[(&limit, Type::FLOAT8)]).await?.try_get(0)?)
 }
 
 /// The shard's row if `epoch` still owns it; `None` when another owner took over.

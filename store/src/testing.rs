@@ -24,11 +24,15 @@ impl TestDatabase {
     /// # Panics
     /// When the variable is not set or the server does not answer: a missing server fails a test, it never skips one.
     pub async fn create() -> Self {
-        let database = Self::create_empty().await;
-        if let Err(error) = migrate(&database.url).await {
-            panic!("test database: {error}");
-        }
-        database
+        Self::create_empty().await.migrated().await
+    }
+
+    /// Creates a database on a server of the test's own and migrates it.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn create_on(server_url: &str) -> Self {
+        Self::create_empty_on(server_url).await.migrated().await
     }
 
     /// Creates a database without any table.
@@ -39,13 +43,24 @@ impl TestDatabase {
         let Ok(server_url) = std::env::var("FLOODWAY_DATABASE_URL") else {
             panic!("FLOODWAY_DATABASE_URL is not set: run `scripts/stack up` and `. .stack/env`")
         };
+        Self::create_empty_on(&server_url).await
+    }
+
+    async fn create_empty_on(server_url: &str) -> Self {
         let name = format!("t{}", uuid::Uuid::new_v4().as_simple());
-        let server = match Pool::new(&server_url.clone().into(), "floodway-test", 1) {
+        let server = match Pool::new(&server_url.to_owned().into(), "floodway-test", 1) {
             Ok(pool) => pool,
             Err(error) => panic!("test database: {error}"),
         };
         create_database(&server, &name).await;
-        Self { url: with_database(&server_url, &name).into(), name, server }
+        Self { url: with_database(server_url, &name).into(), name, server }
+    }
+
+    async fn migrated(self) -> Self {
+        if let Err(error) = migrate(&self.url).await {
+            panic!("test database: {error}");
+        }
+        self
     }
 
     /// A pool on this database.

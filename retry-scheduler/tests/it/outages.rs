@@ -12,12 +12,12 @@ use tokio::{
 };
 
 /// Forwards connections to a server until it is dropped, which cuts them.
-struct Proxy {
+pub(crate) struct Proxy {
     _tasks: JoinSet<()>,
 }
 
 impl Proxy {
-    async fn open(address: SocketAddr, server: String) -> Self {
+    pub(crate) async fn open(address: SocketAddr, server: String) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -37,7 +37,7 @@ impl Proxy {
 }
 
 /// An address that nothing listens on for now.
-async fn free_address() -> SocketAddr {
+pub(crate) async fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 

@@ -107,7 +107,12 @@ pub(crate) fn retry(n: i64, delay_ms: u64) -> Outcome<'static> {
 
 impl World {
     pub(crate) async fn new(partitions: i32) -> Self {
-        let (topics, database) = tokio::join!(TestTopics::create(partitions), TestDatabase::create());
+        Self::with(partitions, TestDatabase::create()).await
+    }
+
+    /// On a database that is just being made.
+    pub(crate) async fn with(partitions: i32, database: impl Future<Output = TestDatabase>) -> Self {
+        let (topics, database) = tokio::join!(TestTopics::create(partitions), database);
         let producer = topics.kafka.producer().create().unwrap();
         Self { pool: database.pool(), topics, database, producer }
     }
