@@ -23,6 +23,9 @@ pub(crate) struct Settings {
     pub(crate) topic_prefix: TopicPrefix,
     /// `FLOODWAY_DATABASE_URL`: PostgreSQL, for the retry scheduler and the control plane.
     pub(crate) database_url: Option<SecretString>,
+    /// `FLOODWAY_DATABASE_DIRECT_URL`: the same database past a pooler that `database_url` leads through, such as PgBouncer
+    /// in transaction mode: for session locks and migrations. Default: there is no pooler.
+    pub(crate) database_direct_url: Option<SecretString>,
     /// `FLOODWAY_SEALING_KEY`: `<id>:<base64 of 32 bytes>`, several separated by commas; the first one seals. For the
     /// dispatcher and the control plane.
     pub(crate) sealing_key: Option<SecretString>,
@@ -50,6 +53,7 @@ impl Default for Settings {
             kafka_brokers: String::new(),
             topic_prefix: TopicPrefix::default(),
             database_url: None,
+            database_direct_url: None,
             sealing_key: None,
             log: "info".to_owned(),
             log_format: LogFormat::default(),
@@ -73,8 +77,8 @@ impl Settings {
     pub(crate) fn validate(&self, roles: &[Role]) -> Result<(), Error> {
         self.kafka()?;
         // Set and wrong, it is named whatever the role.
-        if self.database_url.is_some() {
-            self.database_url()?;
+        if self.database_url.is_some() || self.database_direct_url.is_some() {
+            self.database_pool("floodway", 1)?;
         }
         for role in roles {
             match role {
@@ -84,7 +88,7 @@ impl Settings {
                 Role::ControlPlane => self.control_plane.validate().map_err(Error::settings)?,
             }
             if role.needs_database() {
-                self.database_url()?;
+                self.database_pool("floodway", 1)?;
             }
             if role.needs_sealing_key() {
                 self.sealing_keys()?;
@@ -107,16 +111,31 @@ impl Settings {
         Ok(kafka)
     }
 
-    /// Where the database is.
-    pub(crate) fn database_url(&self) -> Result<&SecretString, Error> {
-        let name = "database_url (FLOODWAY_DATABASE_URL)";
-        let url = self
-            .database_url
-            .as_ref()
-            .ok_or_else(|| Error::missing(name, "postgres://user:password@host:port/database"))?;
+    /// A pool of connections to the database. Connects nothing.
+    pub(crate) fn database_pool(&self, application_name: &str, size: usize) -> Result<Pool, Error> {
+        let url = self.database_url()?;
+        match &self.database_direct_url {
+            None => Pool::new(url, application_name, size).map_err(|error| unreadable(DATABASE_URL, &error)),
+            Some(_) => Pool::behind_pooler(url, self.database_direct_url()?, application_name, size)
+                .map_err(|error| unreadable(DATABASE_URL, &error)),
+        }
+    }
+
+    /// Where the database's server itself is.
+    pub(crate) fn database_direct_url(&self) -> Result<&SecretString, Error> {
+        let Some(url) = &self.database_direct_url else {
+            let url = self.database_url()?;
+            Pool::new(url, "floodway", 1).map_err(|error| unreadable(DATABASE_URL, &error))?;
+            return Ok(url);
+        };
         // A pool that is never asked for a connection: it shows whether the URL can be read, and connects nothing.
-        Pool::new(url, "floodway", 1).map_err(|error| Error::settings(format!("setting {name}: {error}")))?;
+        Pool::new(url, "floodway", 1).map_err(|error| unreadable(DATABASE_DIRECT_URL, &error))?;
         Ok(url)
+    }
+
+    fn database_url(&self) -> Result<&SecretString, Error> {
+        let form = "postgres://user:password@host:port/database";
+        self.database_url.as_ref().ok_or_else(|| Error::missing(DATABASE_URL, form))
     }
 
     /// The keys that seal and open secrets.
@@ -126,6 +145,13 @@ impl Settings {
             self.sealing_key.as_ref().ok_or_else(|| Error::missing(name, "<id>:<base64 of 32 bytes>"))?;
         SealingKeys::parse(text).map_err(|error| Error::settings(format!("setting {name}: {error}")))
     }
+}
+
+const DATABASE_URL: &str = "database_url (FLOODWAY_DATABASE_URL)";
+const DATABASE_DIRECT_URL: &str = "database_direct_url (FLOODWAY_DATABASE_DIRECT_URL)";
+
+fn unreadable(setting: &str, error: &floodway_store::Error) -> Error {
+    Error::settings(format!("setting {setting}: {error}"))
 }
 
 #[cfg(test)]

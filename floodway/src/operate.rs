@@ -9,7 +9,7 @@ const DEV_PARTITIONS: i32 = 8;
 
 /// Brings the database's tables up to date.
 pub(crate) async fn migrate(settings: &Settings) -> Result<(), Error> {
-    let report = migrate::migrate(settings.database_url()?).await.map_err(store_error)?;
+    let report = migrate::migrate(settings.database_direct_url()?).await.map_err(store_error)?;
     tracing::info!(version = report.version, applied = ?report.applied, "the database is up to date");
     Ok(())
 }

@@ -164,8 +164,7 @@ async fn start(
 }
 
 fn pool(settings: &Settings, role: Role) -> Result<Pool, Error> {
-    Pool::new(settings.database_url()?, &format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE)
-        .map_err(Error::settings)
+    settings.database_pool(&format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE)
 }
 
 fn failed(role: Role, error: &dyn std::error::Error) -> Error {

@@ -7,7 +7,10 @@ use floodway_schemas::{
     config::{ApiKeyRecord, CONFIG_VERSION, ConfigChange, ConfigKey},
     ids::{ApiKeyId, TenantId},
 };
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::{
+    GenericClient, Row,
+    types::{ToSql, Type},
+};
 
 /// An API key, and what only the control plane knows of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,25 +32,20 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &ApiKeyRow) -> Resu
         INSERT INTO api_key (id, tenant_id, name, environment, secret_hash, state, expires_at, version, created_at,
             events_per_second, requests_per_second)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
-    write
-        .reader()
-        .execute(
-            sql,
-            &[
-                &record.id.0,
-                &record.tenant.0,
-                name,
-                environment,
-                &record.hash.0.as_slice(),
-                &word::of(&record.state)?,
-                &record.expires_at.map(timestamp::parameter),
-                &word::version(record.version)?,
-                &timestamp::parameter(*created_at),
-                &rate::parameter(record.events_per_second)?,
-                &rate::parameter(record.requests_per_second)?,
-            ],
-        )
-        .await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 11] = [
+        (&record.id.0, Type::UUID),
+        (&record.tenant.0, Type::UUID),
+        (name, Type::TEXT),
+        (environment, Type::TEXT),
+        (&record.hash.0.as_slice(), Type::BYTEA),
+        (&word::of(&record.state)?, Type::TEXT),
+        (&record.expires_at.map(timestamp::parameter), Type::TIMESTAMPTZ),
+        (&word::version(record.version)?, Type::INT8),
+        (&timestamp::parameter(*created_at), Type::TIMESTAMPTZ),
+        (&rate::parameter(record.events_per_second)?, Type::INT4),
+        (&rate::parameter(record.requests_per_second)?, Type::INT4),
+    ];
+    write.reader().execute_typed(sql, &parameters).await?;
     write.append(&ConfigChange::ApiKey(record.clone())).await
 }
 
@@ -57,7 +55,9 @@ pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut ApiKeyRow) -> 
     let record = &row.record;
     let sql = "-- api_keys::update\nUPDATE api_key SET state = $2, version = $3 WHERE id = $1";
     let (state, version) = (word::of(&record.state)?, word::version(record.version)?);
-    if write.reader().execute(sql, &[&record.id.0, &state, &version]).await? == 0 {
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&record.id.0, Type::UUID), (&state, Type::TEXT), (&version, Type::INT8)];
+    if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("API key"));
     }
     write.append(&ConfigChange::ApiKey(record.clone())).await
@@ -66,7 +66,7 @@ pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut ApiKeyRow) -> 
 /// Deletes all keys of a tenant and announces each deletion.
 pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
     let sql = "-- api_keys::delete_all\nDELETE FROM api_key WHERE tenant_id = $1 RETURNING id";
-    let rows = write.reader().query(sql, &[&tenant.0]).await?;
+    let rows = write.reader().query_typed(sql, &[(&tenant.0, Type::UUID)]).await?;
     let keys: Vec<ConfigKey> = rows
         .iter()
         .map(|row| Ok(ConfigKey::ApiKey(ApiKeyId(row.try_get(0)?))))
@@ -77,7 +77,10 @@ pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: Tenan
 /// One key of a tenant.
 pub async fn get(client: &impl GenericClient, tenant: TenantId, id: ApiKeyId) -> Result<ApiKeyRow, Error> {
     let sql = "-- api_keys::get\nSELECT * FROM api_key WHERE id = $1 AND tenant_id = $2";
-    let row = client.query_opt(sql, &[&id.0, &tenant.0]).await?.ok_or(Error::NotFound("API key"))?;
+    let row = client
+        .query_typed_opt(sql, &[(&id.0, Type::UUID), (&tenant.0, Type::UUID)])
+        .await?
+        .ok_or(Error::NotFound("API key"))?;
     from_row(&row)
 }
 
@@ -90,14 +93,16 @@ pub async fn list(
 ) -> Result<Vec<ApiKeyRow>, Error> {
     let sql = "-- api_keys::list
         SELECT * FROM api_key WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3";
-    let rows = client.query(sql, &[&tenant.0, &after.map(|id| id.0), &limit]).await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&tenant.0, Type::UUID), (&after.map(|id| id.0), Type::UUID), (&limit, Type::INT8)];
+    let rows = client.query_typed(sql, &parameters).await?;
     rows.iter().map(from_row).collect()
 }
 
 /// How many a tenant has.
 pub async fn count(client: &impl GenericClient, tenant: TenantId) -> Result<i64, Error> {
     let sql = "-- api_keys::count\nSELECT count(*) FROM api_key WHERE tenant_id = $1";
-    Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+    Ok(client.query_typed_one(sql, &[(&tenant.0, Type::UUID)]).await?.try_get(0)?)
 }
 
 fn from_row(row: &Row) -> Result<ApiKeyRow, Error> {

@@ -7,7 +7,7 @@
 use crate::{Error, Pool, advisory};
 use refinery::error::Kind;
 use secrecy::SecretString;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{error::SqlState, types::Type};
 
 /// Longest wait for another process that is migrating, in milliseconds.
 const LOCK_TIMEOUT_MS: u32 = 60_000;
@@ -36,7 +36,7 @@ pub fn supported_version() -> i32 {
         .unwrap_or(0)
 }
 
-/// Applies what is missing. Safe to call from several processes at once: they take turns by an advisory lock.
+/// Applies what is missing, on a session of its own: `url` must not lead through a pooler of transactions. Safe to call from several processes at once: they take turns by an advisory lock.
 ///
 /// # Errors
 /// [`Error::Schema`] when the database is newer than this binary or was migrated by edited files;
@@ -51,7 +51,12 @@ pub async fn migrate(url: &SecretString) -> Result<Report, Error> {
              SET lock_timeout = {LOCK_TIMEOUT_MS}; SET statement_timeout = 0; SET transaction_timeout = 0"
         ))
         .await?;
-    client.execute("-- migrate: lock\nSELECT pg_advisory_lock($1)", &[&advisory::MIGRATIONS]).await?;
+    client
+        .execute_typed(
+            "-- migrate: lock\nSELECT pg_advisory_lock($1)",
+            &[(&advisory::MIGRATIONS, Type::INT8)],
+        )
+        .await?;
     refuse_newer(applied_version(&client).await?)?;
     let report = embedded::migrations::runner()
         .run_async(&mut *client)
@@ -93,7 +98,7 @@ fn refuse_newer(found: i32) -> Result<(), Error> {
 /// The version of the last applied migration; 0 for a database without any.
 async fn applied_version(client: &tokio_postgres::Client) -> Result<i32, Error> {
     let sql = "-- applied_version\nSELECT coalesce(max(version), 0)::int4 FROM refinery_schema_history";
-    match client.query_one(sql, &[]).await {
+    match client.query_typed_one(sql, &[]).await {
         Ok(row) => Ok(row.try_get(0)?),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
         Err(error) => Err(error.into()),

@@ -4,10 +4,16 @@
 //! have no gaps, and whoever reads ids above *n* sees every change after *n*: none becomes visible late. The lock costs
 //! nothing that matters: configuration changes at the pace of people and scripts.
 
-use crate::{Error, advisory, pool::Client};
+use crate::{
+    Error, advisory,
+    pool::{Client, LIMITS},
+};
 use deadpool_postgres::Transaction;
 use floodway_schemas::config::{ConfigChange, ConfigKey};
-use tokio_postgres::{Client as Session, GenericClient};
+use tokio_postgres::{
+    Client as Session, GenericClient,
+    types::{ToSql, Type},
+};
 
 /// A transaction that may write configuration: it holds the lock. Dropped without [`ConfigurationWrite::commit`], it
 /// changes nothing.
@@ -40,8 +46,8 @@ impl<'client> ConfigurationWrite<'client> {
     /// Begins a transaction and waits for its turn.
     pub async fn begin(client: &'client mut Client) -> Result<Self, Error> {
         let transaction = client.transaction().await?;
-        let sql = "-- begin\nSELECT pg_advisory_xact_lock($1)";
-        transaction.execute(sql, &[&advisory::CONFIGURATION]).await?;
+        let sql = format!("-- begin\nSELECT {LIMITS}, pg_advisory_xact_lock($1)");
+        transaction.execute_typed(&sql, &[(&advisory::CONFIGURATION, Type::INT8)]).await?;
         Ok(Self { transaction, last_id: 0 })
     }
 
@@ -62,8 +68,8 @@ impl<'client> ConfigurationWrite<'client> {
                 (SELECT outbox_id FROM config_publication)
             ) + 1, $1, $2
             RETURNING id";
-        let row =
-            self.transaction.query_one(&self.transaction.prepare_cached(sql).await?, &[&key, &value]).await?;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&key, Type::TEXT), (&value, Type::BYTEA)];
+        let row = self.transaction.query_typed_one(sql, &parameters).await?;
         self.last_id = row.try_get(0)?;
         Ok(())
     }
@@ -85,7 +91,8 @@ impl<'client> ConfigurationWrite<'client> {
                 RETURNING id
             )
             SELECT max(id) FROM appended";
-        self.last_id = self.transaction.query_one(sql, &[&keys]).await?.try_get(0)?;
+        let row = self.transaction.query_typed_one(sql, &[(&keys, Type::TEXT_ARRAY)]).await?;
+        self.last_id = row.try_get(0)?;
         Ok(())
     }
 
@@ -106,7 +113,10 @@ pub async fn try_become_publisher(session: &Session) -> Result<bool, Error> {
         )
         .await?;
     let row = session
-        .query_one("-- try_become_publisher\nSELECT pg_try_advisory_lock($1)", &[&advisory::PUBLISHER])
+        .query_typed_one(
+            "-- try_become_publisher\nSELECT pg_try_advisory_lock($1)",
+            &[(&advisory::PUBLISHER, Type::INT8)],
+        )
         .await?;
     Ok(row.try_get(0)?)
 }
@@ -114,7 +124,7 @@ pub async fn try_become_publisher(session: &Session) -> Result<bool, Error> {
 /// How far the outbox was published.
 pub async fn published(client: &impl GenericClient) -> Result<Published, Error> {
     let sql = "-- published\nSELECT outbox_id, kafka_offset FROM config_publication";
-    let row = client.query_one(sql, &[]).await?;
+    let row = client.query_typed_one(sql, &[]).await?;
     Ok(Published { outbox_id: row.try_get(0)?, kafka_offset: row.try_get(1)? })
 }
 
@@ -122,7 +132,7 @@ pub async fn published(client: &impl GenericClient) -> Result<Published, Error> 
 pub async fn rows_after(client: &impl GenericClient, id: i64, limit: i64) -> Result<Vec<OutboxRow>, Error> {
     let sql = "-- rows_after
         SELECT id, entity_key, value FROM config_outbox WHERE id > $1 ORDER BY id LIMIT $2";
-    let rows = client.query(sql, &[&id, &limit]).await?;
+    let rows = client.query_typed(sql, &[(&id, Type::INT8), (&limit, Type::INT8)]).await?;
     rows.iter()
         .map(|row| Ok(OutboxRow { id: row.try_get(0)?, entity_key: row.try_get(1)?, value: row.try_get(2)? }))
         .collect()
@@ -133,7 +143,9 @@ pub async fn rows_after(client: &impl GenericClient, id: i64, limit: i64) -> Res
 pub async fn record_published(client: &impl GenericClient, position: Published) -> Result<(), Error> {
     let sql = "-- record_published
         UPDATE config_publication SET outbox_id = $1, kafka_offset = $2, published_at = now() WHERE outbox_id <= $1";
-    client.execute(sql, &[&position.outbox_id, &position.kafka_offset]).await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&position.outbox_id, Type::INT8), (&position.kafka_offset, Type::INT8)];
+    client.execute_typed(sql, &parameters).await?;
     Ok(())
 }
 
@@ -141,5 +153,5 @@ pub async fn record_published(client: &impl GenericClient, position: Published) 
 pub async fn prune(client: &impl GenericClient, keep: i64) -> Result<u64, Error> {
     let sql = "-- prune
         DELETE FROM config_outbox WHERE id <= (SELECT outbox_id FROM config_publication) - $1";
-    Ok(client.execute(sql, &[&keep]).await?)
+    Ok(client.execute_typed(sql, &[(&keep, Type::INT8)]).await?)
 }

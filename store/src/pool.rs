@@ -1,4 +1,9 @@
 //! Connections to the database: bounded in number, and each bounded in what it may wait for.
+//!
+//! A connection may lead through a pooler that hands a server's session from one transaction to the next, such as PgBouncer
+//! in transaction mode. So nothing that goes over a pooled connection may rely on its session: statements are unnamed and
+//! typed, settings and locks end with their transaction. What needs a session takes a [`Pool::dedicated`] connection,
+//! which goes past the pooler.
 
 use crate::Error;
 use deadpool_postgres::{ClientWrapper, Manager, ManagerConfig, Object, RecyclingMethod, Runtime, Timeouts};
@@ -23,6 +28,18 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Long maintenance takes a [`Pool::dedicated`] connection and lifts the limits there.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Columns of a query that set these limits for its transaction where nothing has set them: a pooler takes no options
+/// from us. The third, of single statements, is up to the pooler's own settings or the role's.
+pub(crate) const LIMITS: &str = "
+    CASE WHEN current_setting('transaction_timeout') = '0' THEN set_config('transaction_timeout', '10s', true) END,
+    CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'
+        THEN set_config('idle_in_transaction_session_timeout', '10s', true) END";
+
+const _: () = assert!(TRANSACTION_TIMEOUT.as_secs() == 10, "as in LIMITS");
+
+/// Connections made at the same time past the pooler. Each leaves the pool at once for its one user.
+const DIRECT_SIZE: usize = 2;
+
 /// A connection borrowed from the pool; it returns when dropped.
 pub type Client = Object;
 
@@ -31,12 +48,16 @@ pub type DedicatedClient = ClientWrapper;
 
 /// A bounded pool of connections. Cheap to clone.
 #[derive(Clone)]
-pub struct Pool(deadpool_postgres::Pool);
+pub struct Pool {
+    shared: deadpool_postgres::Pool,
+    /// Where dedicated connections come from, if `shared` leads through a pooler.
+    direct: Option<deadpool_postgres::Pool>,
+}
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The manager knows the password.
-        let status = self.0.status();
+        let status = self.shared.status();
         f.debug_struct("Pool").field("size", &status.size).field("max_size", &status.max_size).finish()
     }
 }
@@ -47,24 +68,24 @@ impl Pool {
     /// # Errors
     /// [`Error::Other`] when `url` is not a PostgreSQL URL. The message does not quote it.
     pub fn new(url: &SecretString, application_name: &str, size: usize) -> Result<Self, Error> {
-        let config = connection_config(url, application_name)?;
-        let manager = Manager::from_config(
-            config,
-            NoTls,
-            // A broken connection is noticed by the statement that meets it, and not used again.
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        deadpool_postgres::Pool::builder(manager)
-            .max_size(size)
-            .timeouts(Timeouts {
-                wait: Some(WAIT_TIMEOUT),
-                create: Some(CONNECT_TIMEOUT),
-                recycle: Some(CONNECT_TIMEOUT),
-            })
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map(Self)
-            .map_err(|error| Error::Other(error.to_string()))
+        let mut config = parse(url)?;
+        limit(&mut config);
+        Ok(Self { shared: build(config, application_name, size)?, direct: None })
+    }
+
+    /// The same, where `url` leads through a pooler of transactions and `direct_url` to the server itself.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn behind_pooler(
+        url: &SecretString,
+        direct_url: &SecretString,
+        application_name: &str,
+        size: usize,
+    ) -> Result<Self, Error> {
+        let direct = Self::new(direct_url, application_name, DIRECT_SIZE)?.shared;
+        // Without limits of ours: they are options of a session, which poolers refuse.
+        Ok(Self { shared: build(parse(url)?, application_name, size)?, direct: Some(direct) })
     }
 
     /// Borrows a connection.
@@ -72,41 +93,62 @@ impl Pool {
     /// # Errors
     /// [`Error::Unavailable`] when none comes free or none can be made in time.
     pub async fn get(&self) -> Result<Client, Error> {
-        Ok(self.0.get().await?)
+        Ok(self.shared.get().await?)
     }
 
-    /// Takes a connection out of the pool for good: for session locks and for settings that must not outlive their user.
-    /// It no longer counts towards the pool's size.
+    /// A connection for one user, straight to the server: for session locks and for settings that must not outlive their user.
+    /// It does not count towards the pool's size.
     ///
     /// # Errors
     /// As [`Pool::get`].
     pub async fn dedicated(&self) -> Result<DedicatedClient, Error> {
-        Ok(Object::take(self.get().await?))
+        Ok(Object::take(self.direct.as_ref().unwrap_or(&self.shared).get().await?))
     }
 }
 
-fn connection_config(url: &SecretString, application_name: &str) -> Result<Config, Error> {
-    let mut config: Config = url.expose_secret().parse().map_err(|_| {
+fn build(mut config: Config, application_name: &str, size: usize) -> Result<deadpool_postgres::Pool, Error> {
+    config
+        .application_name(application_name)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_user_timeout(TCP_USER_TIMEOUT);
+    let manager = Manager::from_config(
+        config,
+        NoTls,
+        // A broken connection is noticed by the statement that meets it, and not used again.
+        ManagerConfig { recycling_method: RecyclingMethod::Fast },
+    );
+    deadpool_postgres::Pool::builder(manager)
+        .max_size(size)
+        .timeouts(Timeouts {
+            wait: Some(WAIT_TIMEOUT),
+            create: Some(CONNECT_TIMEOUT),
+            recycle: Some(CONNECT_TIMEOUT),
+        })
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| Error::Other(error.to_string()))
+}
+
+fn parse(url: &SecretString) -> Result<Config, Error> {
+    url.expose_secret().parse().map_err(|_| {
         // The parser's own message may quote the URL, password included.
         Error::Other(
             "the database URL is not of the form postgres://user:password@host:port/database".to_owned(),
         )
-    })?;
+    })
+}
+
+/// Bounds what a session may wait for. Options of the URL come last, so that an operator can override ours.
+fn limit(config: &mut Config) {
     let limit = TRANSACTION_TIMEOUT.as_millis();
     let own = format!(
         "-c statement_timeout={limit} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit}"
     );
-    // Options of the URL come last, so that an operator can override ours.
     let options = match config.get_options() {
         Some(given) => format!("{own} {given}"),
         None => own,
     };
-    config
-        .application_name(application_name)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_user_timeout(TCP_USER_TIMEOUT)
-        .options(options);
-    Ok(config)
+    config.options(options);
 }
 
 #[cfg(test)]
@@ -127,8 +169,8 @@ mod tests {
 
     #[test]
     fn options_of_the_url_are_kept_after_ours() {
-        let url = "postgres://me@localhost/x?options=-c%20work_mem%3D8MB".into();
-        let config = connection_config(&url, "test").unwrap();
+        let mut config = parse(&"postgres://me@localhost/x?options=-c%20work_mem%3D8MB".into()).unwrap();
+        limit(&mut config);
         assert!(config.get_options().unwrap().ends_with("-c work_mem=8MB"));
         assert!(config.get_options().unwrap().starts_with("-c statement_timeout=10000"));
     }

@@ -6,7 +6,10 @@ use floodway_schemas::{
     due::RetryKey,
     ids::{ReplayId, TenantId},
 };
-use tokio_postgres::GenericClient;
+use tokio_postgres::{
+    GenericClient,
+    types::{ToSql, Type},
+};
 
 /// Marks `letters` as asked for again. Written after their records were acknowledged: a mark never promises a delivery
 /// that nobody makes. The time is the server's, for it decides on the partition.
@@ -20,7 +23,13 @@ pub async fn mark(
     let sql = "-- replays::mark
         INSERT INTO dead_letter_replay (tenant_id, shard, outcome_offset, replay_id, requested_at)
         SELECT $1, shard, outcome_offset, $2, clock_timestamp() FROM unnest($3::int4[], $4::int8[]) AS letter (shard, outcome_offset)";
-    client.execute(sql, &[&tenant.0, &replay.0, &shards, &offsets]).await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&tenant.0, Type::UUID),
+        (&replay.0, Type::UUID),
+        (&shards, Type::INT4_ARRAY),
+        (&offsets, Type::INT8_ARRAY),
+    ];
+    client.execute_typed(sql, &parameters).await?;
     Ok(())
 }
 
@@ -32,7 +41,9 @@ pub async fn marks(client: &impl GenericClient, letters: &[RetryKey]) -> Result<
         FROM dead_letter_replay
         JOIN unnest($1::int4[], $2::int8[]) AS letter (shard, outcome_offset) USING (shard, outcome_offset)
         GROUP BY shard, outcome_offset";
-    let rows = client.query(sql, &[&shards, &offsets]).await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+        [(&shards, Type::INT4_ARRAY), (&offsets, Type::INT8_ARRAY)];
+    let rows = client.query_typed(sql, &parameters).await?;
     rows.iter()
         .map(|row| {
             Ok(Marks {

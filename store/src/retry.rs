@@ -9,7 +9,7 @@ use crate::{
     DbInstant, Error,
     dead_letters::{self, NewDeadLetter},
     deliveries::{self, CountDelta, NewDelivery},
-    pool::{Client, TRANSACTION_TIMEOUT},
+    pool::{Client, LIMITS, TRANSACTION_TIMEOUT},
 };
 use deadpool_postgres::Transaction;
 use std::pin::pin;
@@ -298,13 +298,15 @@ pub async fn begin(
     to: i64,
 ) -> Result<Batch<'_>, WriteError> {
     let transaction = client.transaction().await?;
-    let sql = "-- begin_batch
+    let sql = format!(
+        "-- begin_batch
         UPDATE retry_shard SET next_offset = $4, batched_at = clock_timestamp()
         WHERE shard = $1 AND epoch = $2 AND next_offset = $3
-        RETURNING clock_timestamp(), cur_due, cur_id";
+        RETURNING clock_timestamp(), cur_due, cur_id, {LIMITS}"
+    );
     let parameters: [(&(dyn ToSql + Sync), Type); 4] =
         [(&shard, Type::INT4), (&epoch, Type::INT8), (&from, Type::INT8), (&to, Type::INT8)];
-    let row = transaction.query_typed_opt(sql, &parameters).await?.ok_or(WriteError::Fenced)?;
+    let row = transaction.query_typed_opt(&sql, &parameters).await?.ok_or(WriteError::Fenced)?;
     let db_now = row.try_get(0)?;
     let cursor = Position { due: row.try_get(1)?, id: row.try_get(2)? };
     Ok(Batch { transaction, db_now, cursor })
@@ -385,7 +387,8 @@ impl Batch<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        let statement = self.transaction.prepare_cached(sql).await?;
+        // Not kept: a named statement must not outlive its transaction where a pooler hands the session on.
+        let statement = self.transaction.prepare(sql).await?;
         let sink = self.transaction.copy_in(&statement).await?;
         let mut writer = pin!(BinaryCopyInWriter::new(sink, types));
         for row in rows {

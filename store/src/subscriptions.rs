@@ -6,7 +6,7 @@ use floodway_schemas::{
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Subscription},
     ids::{SubscriptionId, TenantId},
 };
-use tokio_postgres::{GenericClient, Row, types::ToSql};
+use tokio_postgres::{GenericClient, Row, types::{ToSql, Type}};
 
 /// A subscription, and what only the control plane knows of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,27 +28,27 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
         INSERT INTO subscription (id, tenant_id, name, url, types, state, active_from, secrets, retry, history,
             timeout_ms, headers, format, version, created_at, updated_at, filter, batch)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
-    let parameters: [&(dyn ToSql + Sync); 18] = [
-        &record.id.0,
-        &record.tenant.0,
-        name,
-        &record.url.as_str(),
-        &word::to_json(&record.types)?,
-        &record.state.as_str(),
-        &timestamp::parameter(record.active_from),
-        &word::to_json(&record.secrets)?,
-        &word::to_json(&record.retry)?,
-        &word::of(&record.history)?,
-        &timeout_parameter(record.timeout_ms)?,
-        &word::to_json(&record.headers)?,
-        &word::of(&record.format)?,
-        &word::version(record.version)?,
-        &timestamp::parameter(*created_at),
-        &timestamp::parameter(*updated_at),
-        &record.filter,
-        &record.batch.as_ref().map(word::to_json).transpose()?,
+    let parameters: [(&(dyn ToSql + Sync), Type); 18] = [
+        (&record.id.0, Type::UUID),
+        (&record.tenant.0, Type::UUID),
+        (name, Type::TEXT),
+        (&record.url.as_str(), Type::TEXT),
+        (&word::to_json(&record.types)?, Type::JSONB),
+        (&record.state.as_str(), Type::TEXT),
+        (&timestamp::parameter(record.active_from), Type::TIMESTAMPTZ),
+        (&word::to_json(&record.secrets)?, Type::JSONB),
+        (&word::to_json(&record.retry)?, Type::JSONB),
+        (&word::of(&record.history)?, Type::TEXT),
+        (&timeout_parameter(record.timeout_ms)?, Type::INT4),
+        (&word::to_json(&record.headers)?, Type::JSONB),
+        (&word::of(&record.format)?, Type::TEXT),
+        (&word::version(record.version)?, Type::INT8),
+        (&timestamp::parameter(*created_at), Type::TIMESTAMPTZ),
+        (&timestamp::parameter(*updated_at), Type::TIMESTAMPTZ),
+        (&record.filter, Type::TEXT),
+        (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
     ];
-    write.reader().execute(sql, &parameters).await?;
+    write.reader().execute_typed(sql, &parameters).await?;
     write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
 }
 
@@ -65,24 +65,24 @@ pub async fn update(
         UPDATE subscription SET name = $2, url = $3, types = $4, state = $5, secrets = $6, retry = $7, history = $8,
             timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14, batch = $15
         WHERE id = $1";
-    let parameters: [&(dyn ToSql + Sync); 15] = [
-        &record.id.0,
-        &row.name,
-        &record.url.as_str(),
-        &word::to_json(&record.types)?,
-        &record.state.as_str(),
-        &word::to_json(&record.secrets)?,
-        &word::to_json(&record.retry)?,
-        &word::of(&record.history)?,
-        &timeout_parameter(record.timeout_ms)?,
-        &word::to_json(&record.headers)?,
-        &word::of(&record.format)?,
-        &word::version(record.version)?,
-        &timestamp::parameter(row.updated_at),
-        &record.filter,
-        &record.batch.as_ref().map(word::to_json).transpose()?,
+    let parameters: [(&(dyn ToSql + Sync), Type); 15] = [
+        (&record.id.0, Type::UUID),
+        (&row.name, Type::TEXT),
+        (&record.url.as_str(), Type::TEXT),
+        (&word::to_json(&record.types)?, Type::JSONB),
+        (&record.state.as_str(), Type::TEXT),
+        (&word::to_json(&record.secrets)?, Type::JSONB),
+        (&word::to_json(&record.retry)?, Type::JSONB),
+        (&word::of(&record.history)?, Type::TEXT),
+        (&timeout_parameter(record.timeout_ms)?, Type::INT4),
+        (&word::to_json(&record.headers)?, Type::JSONB),
+        (&word::of(&record.format)?, Type::TEXT),
+        (&word::version(record.version)?, Type::INT8),
+        (&timestamp::parameter(row.updated_at), Type::TIMESTAMPTZ),
+        (&record.filter, Type::TEXT),
+        (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
     ];
-    if write.reader().execute(sql, &parameters).await? == 0 {
+    if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("subscription"));
     }
     write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
@@ -95,7 +95,8 @@ pub async fn delete(
     id: SubscriptionId,
 ) -> Result<(), Error> {
     let sql = "-- subscriptions::delete\nDELETE FROM subscription WHERE id = $1 AND tenant_id = $2";
-    if write.reader().execute(sql, &[&id.0, &tenant.0]).await? == 0 {
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&id.0, Type::UUID), (&tenant.0, Type::UUID)];
+    if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("subscription"));
     }
     write.append(&ConfigChange::Deleted(ConfigKey::Subscription(id))).await
@@ -104,7 +105,7 @@ pub async fn delete(
 /// Deletes all subscriptions of a tenant and announces each deletion.
 pub(crate) async fn delete_all(write: &mut ConfigurationWrite<'_>, tenant: TenantId) -> Result<(), Error> {
     let sql = "-- subscriptions::delete_all\nDELETE FROM subscription WHERE tenant_id = $1 RETURNING id";
-    let rows = write.reader().query(sql, &[&tenant.0]).await?;
+    let rows = write.reader().query_typed(sql, &[(&tenant.0, Type::UUID)]).await?;
     let keys: Vec<ConfigKey> = rows
         .iter()
         .map(|row| Ok(ConfigKey::Subscription(SubscriptionId(row.try_get(0)?))))
@@ -119,7 +120,8 @@ pub async fn get(
     id: SubscriptionId,
 ) -> Result<SubscriptionRow, Error> {
     let sql = "-- subscriptions::get\nSELECT * FROM subscription WHERE id = $1 AND tenant_id = $2";
-    let row = client.query_opt(sql, &[&id.0, &tenant.0]).await?.ok_or(Error::NotFound("subscription"))?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&id.0, Type::UUID), (&tenant.0, Type::UUID)];
+    let row = client.query_typed_opt(sql, &parameters).await?.ok_or(Error::NotFound("subscription"))?;
     from_row(&row)
 }
 
@@ -132,14 +134,16 @@ pub async fn list(
 ) -> Result<Vec<SubscriptionRow>, Error> {
     let sql = "-- subscriptions::list
         SELECT * FROM subscription WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3";
-    let rows = client.query(sql, &[&tenant.0, &after.map(|id| id.0), &limit]).await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&tenant.0, Type::UUID), (&after.map(|id| id.0), Type::UUID), (&limit, Type::INT8)];
+    let rows = client.query_typed(sql, &parameters).await?;
     rows.iter().map(from_row).collect()
 }
 
 /// How many a tenant has.
 pub async fn count(client: &impl GenericClient, tenant: TenantId) -> Result<i64, Error> {
     let sql = "-- subscriptions::count\nSELECT count(*) FROM subscription WHERE tenant_id = $1";
-    Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+    Ok(client.query_typed_one(sql, &[(&tenant.0, Type::UUID)]).await?.try_get(0)?)
 }
 
 fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {

@@ -6,7 +6,10 @@ use floodway_schemas::{
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Tenant},
     ids::TenantId,
 };
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::{
+    GenericClient, Row,
+    types::{ToSql, Type},
+};
 
 /// A tenant, and what only the control plane knows of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,21 +26,16 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &TenantRow) -> Resu
     let sql = "-- tenants::insert
         INSERT INTO tenant (id, name, state, events_per_second, version, created_at, requests_per_second)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    write
-        .reader()
-        .execute(
-            sql,
-            &[
-                &record.id.0,
-                &record.name,
-                &word::of(&record.state)?,
-                &rate::parameter(record.events_per_second)?,
-                &word::version(record.version)?,
-                &timestamp::parameter(*created_at),
-                &rate::parameter(record.requests_per_second)?,
-            ],
-        )
-        .await?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 7] = [
+        (&record.id.0, Type::UUID),
+        (&record.name, Type::TEXT),
+        (&word::of(&record.state)?, Type::TEXT),
+        (&rate::parameter(record.events_per_second)?, Type::INT4),
+        (&word::version(record.version)?, Type::INT8),
+        (&timestamp::parameter(*created_at), Type::TIMESTAMPTZ),
+        (&rate::parameter(record.requests_per_second)?, Type::INT4),
+    ];
+    write.reader().execute_typed(sql, &parameters).await?;
     write.append(&ConfigChange::Tenant(record.clone())).await
 }
 
@@ -48,15 +46,15 @@ pub async fn update(write: &mut ConfigurationWrite<'_>, row: &mut TenantRow) -> 
     let sql = "-- tenants::update
         UPDATE tenant SET name = $2, state = $3, events_per_second = $4, version = $5, requests_per_second = $6
         WHERE id = $1";
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] = [
-        &record.id.0,
-        &record.name,
-        &word::of(&record.state)?,
-        &rate::parameter(record.events_per_second)?,
-        &word::version(record.version)?,
-        &rate::parameter(record.requests_per_second)?,
+    let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
+        (&record.id.0, Type::UUID),
+        (&record.name, Type::TEXT),
+        (&word::of(&record.state)?, Type::TEXT),
+        (&rate::parameter(record.events_per_second)?, Type::INT4),
+        (&word::version(record.version)?, Type::INT8),
+        (&rate::parameter(record.requests_per_second)?, Type::INT4),
     ];
-    if write.reader().execute(sql, &parameters).await? == 0 {
+    if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("tenant"));
     }
     write.append(&ConfigChange::Tenant(record.clone())).await
@@ -67,7 +65,7 @@ pub async fn delete(write: &mut ConfigurationWrite<'_>, id: TenantId) -> Result<
     api_keys::delete_all(write, id).await?;
     subscriptions::delete_all(write, id).await?;
     let sql = "-- tenants::delete\nDELETE FROM tenant WHERE id = $1";
-    if write.reader().execute(sql, &[&id.0]).await? == 0 {
+    if write.reader().execute_typed(sql, &[(&id.0, Type::UUID)]).await? == 0 {
         return Err(Error::NotFound("tenant"));
     }
     write.append(&ConfigChange::Deleted(ConfigKey::Tenant(id))).await
@@ -76,7 +74,7 @@ pub async fn delete(write: &mut ConfigurationWrite<'_>, id: TenantId) -> Result<
 /// One tenant.
 pub async fn get(client: &impl GenericClient, id: TenantId) -> Result<TenantRow, Error> {
     let sql = "-- tenants::get\nSELECT * FROM tenant WHERE id = $1";
-    let row = client.query_opt(sql, &[&id.0]).await?.ok_or(Error::NotFound("tenant"))?;
+    let row = client.query_typed_opt(sql, &[(&id.0, Type::UUID)]).await?.ok_or(Error::NotFound("tenant"))?;
     from_row(&row)
 }
 
@@ -88,7 +86,7 @@ pub async fn list(
 ) -> Result<Vec<TenantRow>, Error> {
     let sql = "-- tenants::list
         SELECT * FROM tenant WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2";
-    let rows = client.query(sql, &[&after.map(|id| id.0), &limit]).await?;
+    let rows = client.query_typed(sql, &[(&after.map(|id| id.0), Type::UUID), (&limit, Type::INT8)]).await?;
     rows.iter().map(from_row).collect()
 }
 

@@ -2,7 +2,18 @@
 
 use crate::{Error, Pool, migrate::migrate, pool::DEFAULT_POOL_SIZE};
 use secrecy::{ExposeSecret, SecretString};
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Connections of a test's pooler to the server: fewer than its clients have, so that they share sessions.
+const POOLER_SIZE: u32 = 3;
+
+/// How long a pooler may take to answer. Generous: the machine is shared.
+const POOLER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A migrated database with a random name.
 pub struct TestDatabase {
@@ -85,6 +96,115 @@ impl TestDatabase {
         if let Err(error) = execute(&self.server, &sql).await {
             tracing::warn!(%error, database = self.name, "test database not dropped");
         }
+    }
+}
+
+/// A PgBouncer in transaction mode before a test's database; it ends when dropped.
+#[derive(Debug)]
+pub struct TestPooler {
+    /// How to reach the database through it.
+    pub url: SecretString,
+    /// How to reach the database past it.
+    pub direct_url: SecretString,
+    folder: PathBuf,
+    process: Child,
+}
+
+impl TestPooler {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// When there is no `pgbouncer` (`scripts/stack prerequisites` installs it), or it does not answer.
+    pub async fn start(database: &TestDatabase) -> Self {
+        match Self::try_start(database).await {
+            Ok(pooler) => pooler,
+            Err(error) => panic!("pgbouncer: {error} (`scripts/stack prerequisites` installs it)"),
+        }
+    }
+
+    async fn try_start(database: &TestDatabase) -> Result<Self, Box<dyn std::error::Error>> {
+        let parts =
+            UrlParts::of(database.url_text()).ok_or("the database's URL has no user, password or port")?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let folder =
+            std::env::temp_dir().join(format!("floodway-pgbouncer-{}", uuid::Uuid::new_v4().as_simple()));
+        std::fs::create_dir(&folder)?;
+        let users = folder.join("users.txt");
+        std::fs::write(&users, format!("\"{}\" \"{}\"\n", parts.user, parts.password))?;
+        let settings = folder.join("pgbouncer.ini");
+        std::fs::write(
+            &settings,
+            format!(
+                "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+                 unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\n\
+                 default_pool_size = {POOLER_SIZE}\nmax_client_conn = 200\n",
+                parts.host,
+                parts.port,
+                users.display()
+            ),
+        )?;
+        let mut command = Command::new("pgbouncer");
+        // Where Debian puts it, which not everybody's path has.
+        command.env("PATH", format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default()));
+        if Command::new("id").arg("-u").output()?.stdout == b"0\n" {
+            // It refuses to run as root.
+            command.args(["-u", "nobody"]);
+        }
+        let log = std::fs::File::create(folder.join("log"))?;
+        command.arg(&settings).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let process = command.spawn()?;
+        let url = format!("postgres://{}:{}@127.0.0.1:{port}/{}", parts.user, parts.password, parts.database);
+        let pooler = Self { url: url.into(), direct_url: database.url.clone(), folder, process };
+        let pool = pooler.pool("floodway-test", 1);
+        let deadline = Instant::now() + POOLER_PATIENCE;
+        while let Err(error) = pool.get().await {
+            if Instant::now() > deadline {
+                let log = std::fs::read_to_string(pooler.folder.join("log")).unwrap_or_default();
+                return Err(format!("{error}\n{log}").into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(pooler)
+    }
+
+    /// A pool that goes through it.
+    ///
+    /// # Panics
+    /// Never: both URLs were used before.
+    pub fn pool(&self, application_name: &str, size: usize) -> Pool {
+        match Pool::behind_pooler(&self.url, &self.direct_url, application_name, size) {
+            Ok(pool) => pool,
+            Err(error) => panic!("test pooler: {error}"),
+        }
+    }
+}
+
+impl Drop for TestPooler {
+    fn drop(&mut self) {
+        // Nothing to do for one that ended by itself; a folder that stays disturbs nobody.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A database's URL, taken apart.
+struct UrlParts<'u> {
+    user: &'u str,
+    password: &'u str,
+    host: &'u str,
+    port: &'u str,
+    database: &'u str,
+}
+
+impl<'u> UrlParts<'u> {
+    fn of(url: &'u str) -> Option<Self> {
+        let (credentials, address) = url.split_once("://")?.1.split_once('@')?;
+        let (user, password) = credentials.split_once(':')?;
+        let (authority, database) = address.split_once('/')?;
+        let (host, port) = authority.split_once(':')?;
+        let database = database.split('?').next()?;
+        Some(Self { user, password, host, port, database })
     }
 }
 

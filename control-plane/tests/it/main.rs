@@ -7,6 +7,7 @@ mod api_keys;
 mod dead_letters;
 mod disabling;
 mod history;
+mod pooler;
 mod publication;
 mod requests;
 mod settings;

@@ -7,6 +7,7 @@ mod outages;
 mod ownership;
 mod pages;
 mod partitions;
+mod pooler;
 mod process;
 mod schedule;
 mod world;
