@@ -159,6 +159,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_url_of_the_database_that_cannot_be_read_is_named_and_not_quoted() {
+        let good = || Some("postgres://u:p@h/d".to_owned().into());
+        let bad = || Some("postgres://u:hunter2@[".to_owned().into());
+        for (url, direct, expected) in [
+            (bad(), None, "(FLOODWAY_DATABASE_URL): the database URL is not"),
+            (bad(), good(), "(FLOODWAY_DATABASE_URL): the database URL is not"),
+            (good(), bad(), "(FLOODWAY_DATABASE_DIRECT_URL): the database URL is not"),
+            (None, good(), "(FLOODWAY_DATABASE_URL): is required"),
+        ] {
+            let settings = Settings { database_url: url, database_direct_url: direct, ..Settings::default() };
+            let said = settings.database_pool("test", 1).unwrap_err().to_string();
+            assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
     fn the_sample_file_loads_and_shows_the_defaults() {
         let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../floodway.toml");
         let shown = Settings::load(Some(Path::new(sample))).unwrap();

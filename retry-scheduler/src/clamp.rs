@@ -119,6 +119,34 @@ mod tests {
         assert_eq!(clock.instant_of(DbInstant(0)), at);
     }
 
+    #[test]
+    fn a_server_whose_clock_steps_back_an_hour_stores_behind_nothing_and_late_by_the_step_at_most() {
+        let before = DbInstant(NOW_MS * 1_000);
+        let floor = Position { due: before, id: 7 };
+        let now = before.minus(Duration::from_secs(3_600));
+        let wanted = wanted(now, Duration::from_secs(10), now.to_millis(), LIMITS);
+        let stored = clamp(wanted, now, floor);
+        assert!(stored > floor.due);
+        assert!(stored.since(wanted) <= Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn a_server_whose_clock_steps_forward_an_hour_is_believed_at_its_next_answer() {
+        let (at, before) = (Instant::now(), DbInstant(NOW_MS * 1_000));
+        let hour = Duration::from_secs(3_600);
+        let retry = before.plus(Duration::from_secs(60));
+        assert!(DbClock::new(before, at).now(at) < retry, "unknown until the server says so");
+        assert!(DbClock::new(before.plus(hour), at).now(at) > retry);
+        // An outcome that was written before the step seems to have waited for an hour: it is due at once, not lost.
+        let now = before.plus(hour);
+        let due = clamp(
+            wanted(now, Duration::from_secs(10), before.to_millis(), LIMITS),
+            now,
+            Position { due: before, id: 0 },
+        );
+        assert_eq!(due, now.plus(LEAST_DELAY));
+    }
+
     proptest! {
         #[test]
         fn nothing_is_stored_at_or_behind_the_floor_or_the_present(

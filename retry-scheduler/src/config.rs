@@ -62,7 +62,8 @@ pub struct Settings {
     /// `FLOODWAY_RETRY_SCHEDULER__RETRY_DAYS`: days ahead with partitions for retries; default 35, at least two more
     /// than the longest delay.
     pub retry_days: u32,
-    /// `FLOODWAY_RETRY_SCHEDULER__HISTORY_HOURS`: hours ahead with partitions for history; default 24.
+    /// `FLOODWAY_RETRY_SCHEDULER__HISTORY_HOURS`: hours ahead with partitions for history; default 48: a
+    /// day in which maintenance may fail, and a day in which that is a warning.
     pub history_hours: u32,
     /// `FLOODWAY_RETRY_SCHEDULER__HISTORY_RETENTION`: how long history is kept; default `183days`.
     #[serde(with = "humantime_serde")]
@@ -102,7 +103,7 @@ impl Default for Settings {
             fence_age: Duration::from_secs(5),
             retry_hours: 72,
             retry_days: 35,
-            history_hours: 24,
+            history_hours: 48,
             history_retention: 183 * DAY,
             counts_retention: 396 * DAY,
             dead_letter_retention: 183 * DAY,

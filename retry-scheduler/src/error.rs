@@ -11,6 +11,9 @@ pub enum Error {
     /// The topics are not as the role needs them.
     #[error(transparent)]
     Topics(#[from] floodway_runtime::topics::TopicsError),
+    /// The database's schema is not the one of this version, or the database refuses to work.
+    #[error(transparent)]
+    Database(#[from] floodway_store::Error),
     /// The Kafka client refused its settings, or failed for good.
     #[error("Kafka client: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),

@@ -6,6 +6,7 @@
 //! is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
 
 mod batch;
+mod circuit;
 mod clamp;
 pub mod config;
 mod dependency;
@@ -30,6 +31,7 @@ pub use config::Settings;
 pub use error::Error;
 
 use crate::{
+    circuit::Circuit,
     dependency::{Dependency, Reporter},
     metrics::Metrics,
     publish::Publisher,
@@ -42,7 +44,7 @@ use floodway_runtime::{
     topics::{self, TopicsError},
 };
 use floodway_schemas::topic::Topic;
-use floodway_store::Pool;
+use floodway_store::{Pool, migrate::check_schema};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicI32},
     time::Duration,
@@ -78,10 +80,11 @@ struct Dependencies {
 }
 
 impl RetryScheduler {
-    /// Checks the settings and, if Kafka answers, the topics. Neither Kafka nor PostgreSQL has to be there yet.
+    /// Checks the settings and, as far as Kafka and PostgreSQL answer, topics and schema. Neither has to be there yet.
     ///
     /// # Errors
-    /// [`Error::Settings`] naming the setting, [`Error::Topics`] when topics are missing or not as they have to be.
+    /// [`Error::Settings`] naming the setting, [`Error::Topics`] when topics are missing or not as they have to be,
+    /// [`Error::Database`] when the schema is not the one of this version.
     pub async fn bind(settings: Settings, context: Context, pool: Pool) -> Result<Self, Error> {
         settings.validate().map_err(Error::Settings)?;
         let dependencies = Dependencies {
@@ -92,6 +95,11 @@ impl RetryScheduler {
         match topics::check(&context.kafka, &TOPICS).await {
             Ok(_) => {}
             Err(error @ TopicsError::Unreachable { .. }) => tracing::warn!(%error, "starting without Kafka"),
+            Err(error) => return Err(error.into()),
+        }
+        match check_schema(&pool).await {
+            Ok(()) => {}
+            Err(error) if error.is_unavailable() => tracing::warn!(%error, "starting without the database"),
             Err(error) => return Err(error.into()),
         }
         Ok(Self { settings, context, pool, dependencies })
@@ -112,6 +120,7 @@ impl RetryScheduler {
             metrics: Metrics::new(),
             kafka_health: dependencies.kafka,
             database_health: dependencies.database,
+            circuit: Circuit::new(),
             outcomes_log: dependencies.outcomes_log,
             partitions_wanted: Notify::new(),
             positions: Mutex::default(),
@@ -122,7 +131,8 @@ impl RetryScheduler {
         shared.outcomes_log.up(Reporter::Role);
         let mut tasks = JoinSet::new();
         tasks.spawn(maintain::run(Arc::clone(&shared), context.shutdown.clone()));
-        if !await_topics(&shared, &context).await {
+        if !await_topics(&shared, &context).await || !await_schema(&shared, &context).await {
+            tasks.shutdown().await;
             return Ok(());
         }
         let stop = Arc::new(Stop::default());
@@ -177,6 +187,29 @@ async fn await_topics(shared: &Shared, context: &Context) -> bool {
             Err(error) => error,
         };
         shared.kafka_health.down(Reporter::Role, error.to_string());
+        tokio::select! {
+            () = context.shutdown.cancelled() => return false,
+            () = tokio::time::sleep(backoff.next(rand::random())) => {}
+        }
+    }
+}
+
+/// Waits until the database answers and has the schema of this version: an owner that wrote to another one could break
+/// its rules. `false` when the role is to end.
+async fn await_schema(shared: &Shared, context: &Context) -> bool {
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    loop {
+        let checked = tokio::select! {
+            () = context.shutdown.cancelled() => return false,
+            checked = check_schema(&shared.pool) => checked,
+        };
+        match checked {
+            Ok(()) => {
+                shared.database_health.up(Reporter::Role);
+                return true;
+            }
+            Err(error) => shared.database_health.down(Reporter::Role, error.to_string()),
+        }
         tokio::select! {
             () = context.shutdown.cancelled() => return false,
             () = tokio::time::sleep(backoff.next(rand::random())) => {}

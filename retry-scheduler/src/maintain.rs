@@ -1,30 +1,50 @@
 //! Keeps partitions ahead of the clock and drops those behind it. One process at a time, by an advisory lock on a
 //! connection of its own that ends with the pass.
 
-use crate::{dependency::Reporter, shard::Shared};
+use crate::{circuit::Turn, dependency::Reporter, shard::Shared};
 use floodway_store::{Error, partitions, partitions::Report, retry};
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
 /// Wait after a pass that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Partitions that last for less than this are worth a warning: passes have been failing for long.
-const LEAST_AHEAD: Duration = Duration::from_secs(6 * 3600);
+/// Partitions that last for less than this are worth a warning: passes have been failing for long, and a day is left to
+/// do something about it.
+const LEAST_AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// Passes until shutdown: at once, then at every interval, and when a shard lacks a partition.
 pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
     loop {
+        let turn = shared.circuit.turn(Instant::now());
+        if turn == Turn::Wait {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY_AFTER) => {}
+            }
+            continue;
+        }
         let wait = match pass(&shared).await {
-            Ok(()) => {
+            Ok(ahead) => {
+                shared.circuit.closed();
                 shared.database_health.up(Reporter::Maintenance);
+                report_ahead(&shared, ahead);
                 shared.settings.maintenance_interval
             }
             Err(error) => {
+                if error.is_unavailable() || turn == Turn::Probe {
+                    shared.circuit.failed(turn, Instant::now(), rand::random());
+                }
+                shared.metrics.maintenance_failures.increment(1);
                 tracing::warn!(%error, "partitions could not be looked after");
+                if !error.is_unavailable()
+                    && let Ok(ahead) = look_ahead(&shared).await
+                {
+                    report_ahead(&shared, ahead);
+                }
                 shared.database_health.down(Reporter::Maintenance, error.to_string());
                 RETRY_AFTER.min(shared.settings.maintenance_interval)
             }
@@ -37,10 +57,12 @@ pub(crate) async fn run(shared: Arc<Shared>, shutdown: CancellationToken) {
     }
 }
 
-async fn pass(shared: &Shared) -> Result<(), Error> {
+/// Answers how long partitions last, also when another process looks after them: each one tells it, so that the metric means
+/// the same everywhere.
+async fn pass(shared: &Shared) -> Result<Duration, Error> {
     report_stranded(shared).await?;
     let Some(mut client) = partitions::lock(&shared.pool).await? else {
-        return Ok(());
+        return look_ahead(shared).await;
     };
     let settings = &shared.settings;
     let Report { created, dropped, ahead, blocked } =
@@ -52,12 +74,24 @@ async fn pass(shared: &Shared) -> Result<(), Error> {
     if let Some(reason) = blocked {
         tracing::warn!(%reason, "a partition could not be dropped for now: {reason}");
     }
-    shared.metrics.partitions_ahead_hours.set(ahead.as_secs_f64() / 3600.0);
-    if ahead < LEAST_AHEAD.min(Duration::from_secs(u64::from(settings.history_hours) * 1800)) {
-        tracing::warn!(hours = ahead.as_secs() / 3600, "partitions end soon");
-    }
     shared.metrics.pending_estimate.set(retry::stored_estimate(&client).await?);
-    Ok(())
+    Ok(ahead)
+}
+
+async fn look_ahead(shared: &Shared) -> Result<Duration, Error> {
+    partitions::ahead(&*shared.pool.get().await?).await
+}
+
+fn report_ahead(shared: &Shared, ahead: Duration) {
+    shared.metrics.partitions_ahead_hours.set(ahead.as_secs_f64() / 3600.0);
+    // Half of what is planned, where less than two days are.
+    if ahead < LEAST_AHEAD.min(Duration::from_secs(u64::from(shared.settings.history_hours) * 1800)) {
+        let hours = ahead.as_secs() / 3600;
+        tracing::warn!(
+            hours,
+            "partitions end in {hours} hours: see docs/runbooks/partition-maintenance-behind.md"
+        );
+    }
 }
 
 /// Shards whose partition is gone, because `outcomes` was made anew with fewer: nobody owns them, so their retries stay

@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     pub(crate) reconciled: Counter,
     pub(crate) partitions_missing: Counter,
     pub(crate) partitions_ahead_hours: Gauge,
+    pub(crate) maintenance_failures: Counter,
     pub(crate) pending_estimate: Gauge,
     pub(crate) shards: Gauge,
     log_lost: [Counter; 3],
@@ -76,6 +77,7 @@ impl Metrics {
             reconciled: counter!("floodway_retry_reconciled_total"),
             partitions_missing: counter!("floodway_retry_partitions_missing_total"),
             partitions_ahead_hours: gauge!("floodway_retry_partitions_ahead_hours"),
+            maintenance_failures: counter!("floodway_retry_maintenance_failures_total"),
             pending_estimate: gauge!("floodway_retry_pending_estimate"),
             shards: gauge!("floodway_retry_shards"),
             log_lost: ["retention", "cut_short", "gap"]
@@ -148,6 +150,10 @@ fn describe() {
     );
     describe_counter!("floodway_retry_partitions_missing_total", "Batches that had to wait for a partition.");
     describe_gauge!("floodway_retry_partitions_ahead_hours", "Hours for which every table has partitions.");
+    describe_counter!(
+        "floodway_retry_maintenance_failures_total",
+        "Passes over the partitions that failed; they are tried again."
+    );
     describe_gauge!(
         "floodway_retry_pending_estimate",
         "Retries stored, about, including done ones not yet dropped."

@@ -21,11 +21,12 @@
 //! | cut off, another owner took over | no transaction succeeds, for none has the new epoch; nothing is produced beyond `fence_age` after the last one that did |
 //! | the database came back older (asynchronous failover) | rows, offset and cursor went back together; the shard starts over from them |
 //!
-//! While the database is away nothing is read, produced or dropped. The thread asks for the shard's row until it gets
-//! it, compares it with what it believes, and goes on or starts over.
+//! While the database is away nothing is read, produced or dropped. One thread of the process asks for all whether it is
+//! back (see [`crate::circuit`]); then each asks for its shard's row until it gets it, compares it with what it believes, and goes on or starts over.
 
 use crate::{
     batch::{self, Batch, Letters},
+    circuit::{Circuit, Turn},
     clamp::DbClock,
     config::Settings,
     dependency::{Dependency, Reporter},
@@ -84,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) kafka_health: Dependency,
     pub(crate) database_health: Dependency,
+    pub(crate) circuit: Circuit,
     pub(crate) outcomes_log: Dependency,
     /// Wakes the task that creates partitions and looks after shards without one.
     pub(crate) partitions_wanted: Notify,
@@ -181,8 +183,13 @@ pub(crate) fn run(shared: &Shared, shard: i32, stop: &Stop) -> End {
 fn take_over(shared: &Shared, shard: i32, stop: &Stop) -> Option<TakenOver> {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
     while stop.requested().is_none() {
+        let turn = shared.circuit.wait(stop);
+        if turn == Turn::Wait {
+            continue;
+        }
         match takeover::take_over(shared, shard) {
             Ok(taken) => {
+                shared.circuit.closed();
                 shared.metrics.takeovers.increment(1);
                 shared.database_health.up(Reporter::Shard(shard));
                 shared.kafka_health.up(Reporter::Shard(shard));
@@ -191,12 +198,17 @@ fn take_over(shared: &Shared, shard: i32, stop: &Stop) -> Option<TakenOver> {
                 return Some(taken);
             }
             Err(Obstacle::Kafka(error)) => {
+                if turn == Turn::Probe {
+                    // Nothing was learnt about the database: the turn goes on to somebody else.
+                    shared.circuit.failed(turn, Instant::now(), rand::random());
+                }
                 shared.kafka_health.down(Reporter::Shard(shard), error.to_string())
             }
             Err(Obstacle::Database(error)) => {
+                shared.circuit.failed(turn, Instant::now(), rand::random());
                 shared.database_health.down(Reporter::Shard(shard), error.to_string());
             }
-            Err(Obstacle::Fenced) => {}
+            Err(Obstacle::Fenced) => shared.circuit.closed(),
         }
         stop.wait(backoff.next(rand::random()));
     }
@@ -641,13 +653,22 @@ impl<'s> Owner<'s> {
     /// The database failed: waits until it answers, then compares its row with what this owner believes. A commit
     /// whose answer was lost is found out here.
     fn reconcile(&mut self, error: floodway_store::Error) -> Result<(), Trouble> {
+        let circuit = &self.shared.circuit;
         self.shared.database_health.down(Reporter::Shard(self.shard), error.to_string());
+        if error.is_unavailable() {
+            circuit.failed(Turn::Free, Instant::now(), rand::random());
+        }
+        // A server that can be read and takes no writes is not asked all the time either.
+        self.stop.wait(self.database_backoff.next(rand::random()));
         loop {
             self.troubled_at = Some(Instant::now());
             self.settle();
-            self.stop.wait(self.database_backoff.next(rand::random()));
             if self.stop.requested().is_some() {
                 return Ok(());
+            }
+            let turn = circuit.wait(self.stop);
+            if turn == Turn::Wait {
+                continue;
             }
             let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
             let row = call(shared, async {
@@ -655,9 +676,14 @@ impl<'s> Owner<'s> {
                 retry::read(&client, shard, epoch).await
             });
             match row {
-                Err(error) => shared.database_health.down(Reporter::Shard(shard), error.to_string()),
-                Ok(None) => return Err(Trouble::Fenced),
-                Ok(Some(row)) => return self.go_on_from(row),
+                Err(error) => {
+                    circuit.failed(turn, Instant::now(), rand::random());
+                    shared.database_health.down(Reporter::Shard(shard), error.to_string());
+                }
+                Ok(row) => {
+                    circuit.closed();
+                    return row.map_or(Err(Trouble::Fenced), |row| self.go_on_from(row));
+                }
             }
         }
     }

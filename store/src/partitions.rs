@@ -60,7 +60,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { retry_hours: 72, retry_days: 35, delivery_hours: 24, count_days: 3, letter_months: 1 }
+        Self { retry_hours: 72, retry_days: 35, delivery_hours: 48, count_days: 3, letter_months: 1 }
     }
 }
 
@@ -281,6 +281,17 @@ pub async fn lock(pool: &Pool) -> Result<Option<DedicatedClient>, Error> {
     );
     client.batch_execute(&limits).await?;
     Ok(Some(client))
+}
+
+/// How long partitions last from now, for the table where that is shortest.
+pub async fn ahead(client: &tokio_postgres::Client) -> Result<Duration, Error> {
+    let mut shortest = Duration::MAX;
+    for table in Table::ALL {
+        let (spans, now) = existing(client, table).await?;
+        let end = spans.iter().map(|span| span.end()).max().unwrap_or(now);
+        shortest = shortest.min(end.since(now));
+    }
+    Ok(shortest)
 }
 
 /// One pass: creates partitions ahead, then drops those whose time has passed. Retries are dropped behind the lowest

@@ -6,7 +6,10 @@ use floodway_schemas::{
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, Subscription},
     ids::{SubscriptionId, TenantId},
 };
-use tokio_postgres::{GenericClient, Row, types::{ToSql, Type}};
+use tokio_postgres::{
+    GenericClient, Row,
+    types::{ToSql, Type},
+};
 
 /// A subscription, and what only the control plane knows of it.
 #[derive(Debug, Clone, PartialEq)]

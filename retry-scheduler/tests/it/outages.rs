@@ -74,6 +74,32 @@ async fn a_scheduler_without_kafka_starts_says_so_and_ends_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_refuses_a_schema_that_is_not_its_own_at_the_start_and_waits_for_it_later() {
+    let world = World::new(1).await;
+    let newer = "INSERT INTO refinery_schema_history SELECT 999, 'later', applied_on, checksum \
+                 FROM refinery_schema_history ORDER BY version LIMIT 1";
+    world.execute(newer).await;
+    let error = RetryScheduler::bind(settings(), world.topics.context(), world.pool()).await.unwrap_err();
+    assert!(matches!(error, Error::Database(floodway_store::Error::Schema(_))), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("version 999") && text.contains("use a newer binary"), "{text}");
+
+    // The database was away at the start: what it turns out to be is told by health, and nothing is written.
+    let address = free_address().await;
+    let scheduler = world.start_with(settings(), world.pool_through(address)).await;
+    let _proxy = Proxy::open(address, world.server()).await;
+    scheduler
+        .health_becomes("postgresql", |reason| reason.is_some_and(|reason| reason.contains("version 999")))
+        .await;
+    assert_eq!(world.number("SELECT count(*) FROM retry_shard").await, 0);
+    world.execute("DELETE FROM refinery_schema_history WHERE version = 999").await;
+    world.write(0, &[retry(1, 300)]);
+    assert_eq!(world.read_due(1).await.len(), 1);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_comes_later_is_waited_for() {
     let world = World::new(1).await;
     let address = free_address().await;

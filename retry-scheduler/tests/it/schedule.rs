@@ -3,8 +3,10 @@
 use crate::world::{EVENT, SUBSCRIPTION, TENANT, World, outcome, retry, retry_key, retry_keys, settings};
 use floodway_retry_scheduler::Settings;
 use floodway_schemas::{
+    UnixMillis,
     dead_letter::DeadLetter,
     due::{Due, RetryKey},
+    ids::{SubscriptionId, TenantId},
     outcome::{Cause, DeadReason, Outcome, OutcomeKind},
     topic::Topic,
 };
@@ -156,6 +158,44 @@ async fn outcomes_that_cannot_be_used_do_not_hold_up_the_shard() {
     let rows = "SELECT count(*) FROM delivery WHERE detail LIKE 'unusable outcome%'";
     assert_eq!(world.number(rows).await, 2);
     assert_eq!(world.number("SELECT min(id) FROM dead_letter").await, 4);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strange_outcomes_are_stored_as_they_are_and_hold_nobody_up() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let day = Duration::from_secs(86_400);
+    let now = floodway_runtime::clock::now();
+    let soon = Duration::from_millis(300);
+    // By the clock of a dispatcher that is a day ahead, or has no clock at all: only the delay counts.
+    let from_the_future =
+        Outcome { at: now.plus(day), not_before: Some(now.plus(day).plus(soon)), ..retry(0, 0) };
+    let from_long_ago = Outcome { at: UnixMillis(0), not_before: Some(UnixMillis(300)), ..retry(1, 0) };
+    let back_in_time = Outcome { not_before: Some(UnixMillis(0)), ..retry(2, 0) };
+    // Longer than any delay: it is cut, so that there is a partition for it.
+    let for_ever = Outcome { not_before: Some(UnixMillis(i64::MAX)), ..retry(3, 0) };
+    let of_nobody = Outcome {
+        tenant: TenantId(uuid::Uuid::from_u128(1)),
+        subscription: SubscriptionId(uuid::Uuid::from_u128(2)),
+        ..retry(4, 300)
+    };
+    let event = format!("{{\"data\":\"{}\"}}", "x".repeat(900_000));
+    let enormous = Outcome {
+        event: Some(serde_json::from_str(&event).unwrap()),
+        response: Some("y".repeat(100_000).into()),
+        ..retry(5, 300)
+    };
+    world.write(0, &[from_the_future, from_long_ago, back_in_time, for_ever, of_nobody, enormous]);
+    let records = world.read_due(5).await;
+    assert_eq!(retry_keys(&records).into_iter().map(|key| key.id).collect::<Vec<_>>(), [0, 1, 2, 4, 5]);
+    let large = records.iter().find(|record| retry_key(record).id == 5).unwrap();
+    assert_eq!(Due::decode(&large.value).unwrap().event.get(), event);
+    let cut = "SELECT extract(epoch FROM due_at - clock_timestamp())::bigint FROM retry WHERE id = 3";
+    assert!((86_000..=86_400).contains(&world.number(cut).await));
+    assert_eq!(world.number("SELECT count(*) FROM delivery").await, 6);
+    assert!(world.number("SELECT max(octet_length(response))::bigint FROM delivery").await < 100_000);
     scheduler.stop().await;
     world.end().await;
 }
