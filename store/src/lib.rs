@@ -4,6 +4,7 @@
 //! scheduler the rest. Ingest and dispatcher never come here. Every statement opens with a comment that names its
 //! function, so that it is recognised in `pg_stat_activity` and in the server's log.
 
+mod address;
 pub mod advisory;
 pub mod api_keys;
 pub mod dead_letters;
@@ -23,6 +24,7 @@ pub mod tenants;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod timestamp;
+mod tls;
 mod word;
 
 pub use error::Error;

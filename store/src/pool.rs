@@ -5,11 +5,14 @@
 //! typed, settings and locks end with their transaction. What needs a session takes a [`Pool::dedicated`] connection,
 //! which goes past the pooler.
 
-use crate::Error;
+use crate::{
+    Error,
+    address::{Address, InTurn},
+};
 use deadpool_postgres::{ClientWrapper, Manager, ManagerConfig, Object, RecyclingMethod, Runtime, Timeouts};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use std::{fmt, time::Duration};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
 
 /// Connections of one pool unless the caller says otherwise: above what the roles keep busy, far below the server's
 /// default limit of 100 shared by all replicas.
@@ -18,7 +21,7 @@ pub const DEFAULT_POOL_SIZE: usize = 8;
 /// Longest wait for a free connection. A request fails with "unavailable" rather than pile up behind others.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest time for connecting, authentication included.
+/// Longest time for connecting to one server, authentication included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest time that sent bytes stay unacknowledged before the connection counts as lost.
@@ -68,9 +71,9 @@ impl Pool {
     /// # Errors
     /// [`Error::Other`] when `url` is not a PostgreSQL URL. The message does not quote it.
     pub fn new(url: &SecretString, application_name: &str, size: usize) -> Result<Self, Error> {
-        let mut config = parse(url)?;
-        limit(&mut config);
-        Ok(Self { shared: build(config, application_name, size)?, direct: None })
+        let mut address = Address::parse(url)?;
+        address.servers.iter_mut().for_each(limit);
+        Ok(Self { shared: build(address, application_name, size)?, direct: None })
     }
 
     /// The same, where `url` leads through a pooler of transactions and `direct_url` to the server itself.
@@ -85,7 +88,7 @@ impl Pool {
     ) -> Result<Self, Error> {
         let direct = Self::new(direct_url, application_name, DIRECT_SIZE)?.shared;
         // Without limits of ours: they are options of a session, which poolers refuse.
-        Ok(Self { shared: build(parse(url)?, application_name, size)?, direct: Some(direct) })
+        Ok(Self { shared: build(Address::parse(url)?, application_name, size)?, direct: Some(direct) })
     }
 
     /// Borrows a connection.
@@ -106,14 +109,22 @@ impl Pool {
     }
 }
 
-fn build(mut config: Config, application_name: &str, size: usize) -> Result<deadpool_postgres::Pool, Error> {
-    config
-        .application_name(application_name)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_user_timeout(TCP_USER_TIMEOUT);
-    let manager = Manager::from_config(
-        config,
-        NoTls,
+fn build(
+    mut address: Address,
+    application_name: &str,
+    size: usize,
+) -> Result<deadpool_postgres::Pool, Error> {
+    for server in &mut address.servers {
+        server
+            .application_name(application_name)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
+    }
+    let servers = u32::try_from(address.servers.len()).unwrap_or(u32::MAX);
+    let manager = Manager::from_connect(
+        // Each server's settings are with the connector.
+        Config::new(),
+        InTurn::new(address, CONNECT_TIMEOUT),
         // A broken connection is noticed by the statement that meets it, and not used again.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
@@ -121,21 +132,13 @@ fn build(mut config: Config, application_name: &str, size: usize) -> Result<dead
         .max_size(size)
         .timeouts(Timeouts {
             wait: Some(WAIT_TIMEOUT),
-            create: Some(CONNECT_TIMEOUT),
+            // A little more than all servers together may take.
+            create: Some(CONNECT_TIMEOUT * servers + CONNECT_TIMEOUT / 2),
             recycle: Some(CONNECT_TIMEOUT),
         })
         .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| Error::Other(error.to_string()))
-}
-
-fn parse(url: &SecretString) -> Result<Config, Error> {
-    url.expose_secret().parse().map_err(|_| {
-        // The parser's own message may quote the URL, password included.
-        Error::Other(
-            "the database URL is not of the form postgres://user:password@host:port/database".to_owned(),
-        )
-    })
 }
 
 /// Bounds what a session may wait for. Options of the URL come last, so that an operator can override ours.
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn options_of_the_url_are_kept_after_ours() {
-        let mut config = parse(&"postgres://me@localhost/x?options=-c%20work_mem%3D8MB".into()).unwrap();
+        let mut config: Config = "postgres://me@localhost/x?options=-c%20work_mem%3D8MB".parse().unwrap();
         limit(&mut config);
         assert!(config.get_options().unwrap().ends_with("-c work_mem=8MB"));
         assert!(config.get_options().unwrap().starts_with("-c statement_timeout=10000"));

@@ -116,13 +116,25 @@ impl TestPooler {
     /// # Panics
     /// When there is no `pgbouncer` (`scripts/stack prerequisites` installs it), or it does not answer.
     pub async fn start(database: &TestDatabase) -> Self {
-        match Self::try_start(database).await {
+        Self::start_with(database, "", "").await
+    }
+
+    /// Starts one with parameters of its connections to the server, and more settings of its own.
+    ///
+    /// # Panics
+    /// As [`TestPooler::start`].
+    pub async fn start_with(database: &TestDatabase, connection: &str, settings: &str) -> Self {
+        match Self::try_start(database, connection, settings).await {
             Ok(pooler) => pooler,
             Err(error) => panic!("pgbouncer: {error} (`scripts/stack prerequisites` installs it)"),
         }
     }
 
-    async fn try_start(database: &TestDatabase) -> Result<Self, Box<dyn std::error::Error>> {
+    async fn try_start(
+        database: &TestDatabase,
+        connection: &str,
+        more: &str,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let parts =
             UrlParts::of(database.url_text()).ok_or("the database's URL has no user, password or port")?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -135,9 +147,9 @@ impl TestPooler {
         std::fs::write(
             &settings,
             format!(
-                "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+                "[databases]\n* = host={} port={} {connection}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
                  unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\n\
-                 default_pool_size = {POOLER_SIZE}\nmax_client_conn = 200\n",
+                 default_pool_size = {POOLER_SIZE}\nmax_client_conn = 200\n{more}\n",
                 parts.host,
                 parts.port,
                 users.display()
