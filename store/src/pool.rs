@@ -27,7 +27,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest time that sent bytes stay unacknowledged before the connection counts as lost.
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest statement, longest transaction and longest pause inside one. A cut-off process thus holds no row for longer.
+/// Longest statement, longest transaction and longest pause inside one. A cut-off process thus holds no row for longer,
+/// except in the middle of a `COPY`: see [`crate::retry::end_hung_batches`].
 /// Long maintenance takes a [`Pool::dedicated`] connection and lifts the limits there.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -140,7 +140,7 @@ async fn a_second_scheduler_takes_shards_and_gives_them_back_without_losing_any_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn position_and_rows_survive_a_kill_together() {
+async fn position_and_rows_stay_together_when_a_scheduler_ends_without_draining() {
     let world = World::new(1).await;
     let mut scheduler = world.start().await;
     for round in 0..3 {

@@ -266,7 +266,7 @@ impl Running {
         tokio::time::timeout(DEADLINE, self.tasks.join_next()).await.unwrap().unwrap().unwrap();
     }
 
-    /// Ends it without any ceremony.
+    /// Ends it without draining. Unlike a kill it lets a call to the database finish: see [`crate::process`] for those.
     pub(crate) async fn kill(mut self) {
         self.tasks.shutdown().await;
     }
