@@ -20,6 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often a request is made again within an attempt when the endpoint has seen nothing of it, or says that it has not processed it.
+const MAX_REPEATS: usize = 2;
 /// Longest text about an error, in bytes.
 const MAX_DETAIL_BYTES: usize = 200;
 
@@ -65,8 +67,8 @@ pub(crate) async fn attempt(
         }
         Ok(request) => match tokio::time::timeout(timeout, request.make(pool, &mut course)).await {
             Ok(Ok(answer)) => {
-                let retry_after = answer.head.retry_after.and_then(|text| classify::retry_after(&text, now));
-                (Reply::Answered { status: answer.head.status, retry_after }, None, text(&answer.body))
+                let retry_after = answer.retry_after.and_then(|text| classify::retry_after(&text, now));
+                (Reply::Answered { status: answer.status, retry_after }, None, text(&answer.body))
             }
             Ok(Err(failure)) => {
                 let status = course.noted.status;
@@ -146,10 +148,20 @@ impl From<ExchangeError> for Failure {
             ExchangeError::Unsent(error) | ExchangeError::Io(error) => {
                 io_class(error).unwrap_or(ErrorClass::Protocol)
             }
-            ExchangeError::Ended => ErrorClass::Reset,
+            ExchangeError::Ended | ExchangeError::Refused(_) => ErrorClass::Reset,
+            ExchangeError::Http2(error) => http2_class(error),
             ExchangeError::Invalid(_) => ErrorClass::Protocol,
         };
         Self::new(class, error.to_string())
+    }
+}
+
+/// The class of an HTTP/2 connection's or stream's failure.
+fn http2_class(error: &h2::Error) -> ErrorClass {
+    match error.get_io() {
+        Some(error) => io_class(error).unwrap_or(ErrorClass::Protocol),
+        None if error.is_remote() => ErrorClass::Reset,
+        None => ErrorClass::Protocol,
     }
 }
 
@@ -187,13 +199,20 @@ impl Request<'_> {
         let Course { dial, noted } = course;
         let tenant = self.endpoint.subscription.tenant;
         let mut lease = pool.connection(&self.target.origin, tenant, dial).await?;
-        let mut made = lease.exchange(|out| self.put_head(out), self.body, noted).await;
-        if lease.is_reused() && matches!(made, Err(ExchangeError::Unsent(_))) {
-            // Closed while it was not used: the endpoint has seen nothing of the request.
-            lease.connect(tenant, dial).await?;
-            made = lease.exchange(|out| self.put_head(out), self.body, noted).await;
-        }
-        let answer = made?;
+        let mut repeats = 0..MAX_REPEATS;
+        let answer = loop {
+            let made = lease.exchange(|out| self.put_head(out), self.body, noted).await;
+            let may_repeat = match &made {
+                // Closed while it was not used: the endpoint has seen nothing of the request.
+                Err(ExchangeError::Unsent(_)) => lease.is_reused(),
+                Err(ExchangeError::Refused(_)) => true,
+                _ => false,
+            };
+            if !may_repeat || repeats.next().is_none() {
+                break made?;
+            }
+            lease.replace(tenant, dial).await?;
+        };
         if answer.reusable {
             lease.keep(Instant::now());
         }

@@ -7,12 +7,14 @@ use crate::{
     connection::{Connection, Stream},
     error::Error,
     resolve::Resolver,
+    session::Opened,
     target::Origin,
 };
 use floodway_schemas::{address, ids::TenantId, outcome::ErrorClass};
 use ipnet::IpNet;
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use std::{
@@ -27,6 +29,14 @@ use tokio_rustls::TlsConnector;
 
 /// Connecting, all of it, may take this many times what one address may: two addresses and the TLS handshake.
 const WHOLE_CONNECT: u32 = 3;
+/// Servers whose TLS sessions are remembered, so that another connection costs neither a signature check nor a key's: of about 10 KiB
+/// each.
+const RESUMED_SERVERS: usize = 1024;
+/// What the library keeps room for per server.
+const TICKETS_PER_SERVER: usize = 8;
+/// The names of the protocols.
+const HTTP_2: &[u8] = b"h2";
+const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// Opens connections to addresses that deliveries may reach, and to no others. Cheap to clone; clones share look-ups.
 #[derive(Clone)]
@@ -34,7 +44,16 @@ pub(crate) struct Connector {
     opened: Arc<[IpNet]>,
     connect_timeout: Duration,
     resolver: Resolver,
+    offers_http2: bool,
     tls: TlsConnector,
+}
+
+/// A connection, by the protocol that the endpoint has chosen.
+pub(crate) enum Established {
+    /// For one request at a time.
+    Http1(Connection),
+    /// For many of them.
+    Http2(Opened),
 }
 
 /// How a connection came to be, or how far it came. Known also of an attempt that was cut short.
@@ -108,6 +127,8 @@ pub(crate) fn io_class(error: &io::Error) -> Option<ErrorClass> {
         | io::ErrorKind::BrokenPipe
         | io::ErrorKind::UnexpectedEof => Some(ErrorClass::Reset),
         io::ErrorKind::TimedOut => Some(ErrorClass::Timeout),
+        // All that is left of an error of TLS after it went through the library for HTTP/2; sockets have no such error.
+        io::ErrorKind::InvalidData => Some(ErrorClass::Tls),
         _ => None,
     }
 }
@@ -127,16 +148,25 @@ impl Connector {
                 roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
             }
         }
-        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        let protocols = if settings.http2 { &[HTTP_2, HTTP_1_1][..] } else { &[HTTP_1_1] };
+        tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        tls.resumption = Resumption::in_memory_sessions(RESUMED_SERVERS * TICKETS_PER_SERVER);
         Ok(Self {
             opened: settings.allowed_networks.clone().into(),
             connect_timeout: settings.connect_timeout,
             resolver: Resolver::default(),
+            offers_http2: settings.http2,
             tls: TlsConnector::from(Arc::new(tls)),
         })
+    }
+
+    /// Whether endpoints may choose HTTP/2.
+    pub(crate) fn offers_http2(&self) -> bool {
+        self.offers_http2
     }
 
     /// Connects, TLS handshake included, within a bound of its own.
@@ -145,7 +175,7 @@ impl Connector {
         origin: &Origin,
         tenant: TenantId,
         dial: &mut Dial,
-    ) -> Result<Connection, ConnectError> {
+    ) -> Result<Established, ConnectError> {
         let timeout = self.connect_timeout * WHOLE_CONNECT;
         let establishing = self.establish(origin, tenant, dial);
         tokio::time::timeout(timeout, establishing).await.map_err(|_| ConnectError::TimedOut(timeout))?
@@ -156,7 +186,7 @@ impl Connector {
         origin: &Origin,
         tenant: TenantId,
         dial: &mut Dial,
-    ) -> Result<Connection, ConnectError> {
+    ) -> Result<Established, ConnectError> {
         let began = Instant::now();
         let addresses =
             self.resolver.resolve(tenant, &origin.host, origin.port).await.map_err(ConnectError::Dns)?;
@@ -169,13 +199,17 @@ impl Connector {
         }
         let (stream, address) = tried?;
         if !origin.https {
-            return Ok(Connection::new(Stream::Plain(stream), address));
+            return Ok(Established::Http1(Connection::new(Stream::Plain(stream), address)));
         }
         let unusable = |error| ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error));
         let name = ServerName::try_from(origin.host.to_string()).map_err(unusable)?;
         let stream = self.tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
         dial.tls = Some(connected.elapsed());
-        Ok(Connection::new(Stream::Tls(Box::new(stream)), address))
+        let stream = Box::new(stream);
+        if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+            return Opened::new(stream, address).await.map(Established::Http2).map_err(ConnectError::Failed);
+        }
+        Ok(Established::Http1(Connection::new(Stream::Tls(stream), address)))
     }
 
     /// Connects to the first address that deliveries may reach and that answers.
@@ -263,6 +297,7 @@ mod tests {
             (io::ErrorKind::ConnectionReset.into(), Some(ErrorClass::Reset)),
             (io::Error::other(io::Error::from(io::ErrorKind::BrokenPipe)), Some(ErrorClass::Reset)),
             (io::ErrorKind::TimedOut.into(), Some(ErrorClass::Timeout)),
+            (io::Error::new(io::ErrorKind::InvalidData, "text"), Some(ErrorClass::Tls)),
             (io::Error::other("?"), None),
         ];
         for (error, class) in table {
@@ -340,13 +375,16 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         let mut dial = Dial::default();
         let tenant = TenantId(uuid::Uuid::nil());
-        let mut connection = trusting.connect(&origin, tenant, &mut dial).await.unwrap();
+        let Established::Http1(mut connection) = trusting.connect(&origin, tenant, &mut dial).await.unwrap()
+        else {
+            panic!("HTTP/2 was not chosen");
+        };
         assert!(dial.dns.is_some() && dial.connect.is_some() && dial.tls.is_some() && !dial.reused);
         assert_eq!(dial.address.map(|address| address.port()), Some(port));
         for _ in 0..2 {
             assert!(!connection.is_stale());
             let answer = connection.exchange(|out| out.push(b'?'), &[], &mut Noted::default()).await.unwrap();
-            assert_eq!((answer.head.status, &*answer.body, answer.reusable), (200, &b"ok"[..], true));
+            assert_eq!((answer.status, &*answer.body, answer.reusable), (200, &b"ok"[..], true));
         }
     }
 

@@ -58,8 +58,10 @@ pub(crate) struct Noted {
 /// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// Its head.
-    pub(crate) head: Head,
+    /// Its status.
+    pub(crate) status: u16,
+    /// Its `Retry-After`.
+    pub(crate) retry_after: Option<String>,
     /// Start of its body.
     pub(crate) body: Vec<u8>,
     /// Whether another request may follow on the connection.
@@ -78,6 +80,12 @@ pub(crate) enum ExchangeError {
     /// The connection ended before the response did.
     #[error("the connection ended before the response did")]
     Ended,
+    /// The endpoint said that it has not processed the request: it may be made on another connection.
+    #[error("the request was refused: {0}")]
+    Refused(#[source] h2::Error),
+    /// A request over HTTP/2 failed.
+    #[error(transparent)]
+    Http2(h2::Error),
     /// Something other than HTTP came back.
     #[error(transparent)]
     Invalid(#[from] InvalidResponse),
@@ -204,7 +212,12 @@ impl Connection {
             !(ended && head.framing == Framing::UntilClose),
             "such a body ends with the connection"
         );
-        Ok(Answer { reusable: ended && sent && head.keep_alive, body: body.into_kept(), head })
+        Ok(Answer {
+            status: head.status,
+            retry_after: head.retry_after,
+            body: body.into_kept(),
+            reusable: ended && sent && head.keep_alive,
+        })
     }
 
     async fn read(&mut self) -> io::Result<usize> {
@@ -334,7 +347,7 @@ mod tests {
         ];
         for (text, close, body, reusable) in table {
             let answer = exchange(text, close).await.unwrap();
-            assert_eq!((answer.head.status / 100, answer.reusable), (2, reusable), "{text}");
+            assert_eq!((answer.status / 100, answer.reusable), (2, reusable), "{text}");
             assert_eq!(String::from_utf8(answer.body).unwrap(), body, "{text}");
         }
     }
@@ -359,7 +372,7 @@ mod tests {
         let made = connection.exchange(|out| out.extend_from_slice(b"head"), &body, &mut noted);
         let (answer, _server) = tokio::join!(made, serve);
         let answer = answer.unwrap();
-        assert_eq!((answer.head.status, answer.reusable), (413, false));
+        assert_eq!((answer.status, answer.reusable), (413, false));
     }
 
     #[tokio::test]

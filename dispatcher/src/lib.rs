@@ -41,10 +41,12 @@ mod repeats;
 mod resolve;
 mod response;
 mod route;
+mod session;
 mod sign;
 mod subscriptions;
 mod target;
 mod tracker;
+mod traffic;
 mod worker;
 
 pub use config::Settings;

@@ -3,30 +3,41 @@
 //! A server gets at most a share of the connections that are not in use, and always one: servers that hang, however many,
 //! leave some for the others. Who finds no room waits for a connection of the same server to become free, within the time that its
 //! attempt has.
+//!
+//! A server that speaks HTTP/2 gets one connection for all requests. Which protocol it speaks shows when the first connection to it
+//! is made: the other requests wait for that for a moment, and use the connection if they can.
 
 use crate::{
-    connect::{ConnectError, Connector, Dial},
+    connect::{ConnectError, Connector, Dial, Established},
     connection::{Answer, Connection, ExchangeError, Noted},
     metrics::PoolMetrics,
+    session::{Opened, Session},
     target::Origin,
 };
+use bytes::Bytes;
 use floodway_schemas::ids::TenantId;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    mem,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout_at};
+use tokio_util::task::TaskTracker;
 
 /// Divisor of the connections not in use that one server may have.
 const SHARE: usize = 4;
+/// Longest wait for another request's connection that may turn out to be for both: enough for a handshake with the other side of the
+/// world, and little beside the timeout of an attempt if there is no answer at all.
+const PROTOCOL_WAIT: Duration = Duration::from_secs(1);
 
 /// What bounds a worker's connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PoolLimits {
     /// Connections, to all servers.
     pub(crate) connections: usize,
-    /// Connections to one server.
+    /// Connections to one server, and requests at a time over one that they share.
     pub(crate) per_host: usize,
     /// Unused ones of these that are kept.
     pub(crate) idle_per_host: usize,
@@ -40,6 +51,8 @@ pub(crate) struct Pool {
     limits: PoolLimits,
     state: Mutex<State>,
     metrics: PoolMetrics,
+    /// What reads and writes connections that many requests share. Each ends soon after the last one that uses it.
+    tasks: TaskTracker,
 }
 
 #[derive(Default)]
@@ -55,9 +68,17 @@ struct State {
 struct Host {
     /// The one that was used last is at the end.
     idle: VecDeque<Idle>,
+    /// Connections that many requests share. More than one only while requests of earlier ones are under way.
+    shared: Vec<Shared>,
     open: usize,
+    /// Of these being made.
+    connecting: usize,
+    /// Whether it chose HTTP/1.1 when it was asked last.
+    speaks_http1: bool,
     /// Who waits for one of them.
     waiting: VecDeque<oneshot::Sender<()>>,
+    /// Who waits to see which protocol it speaks.
+    curious: Vec<oneshot::Sender<()>>,
 }
 
 struct Idle {
@@ -65,14 +86,33 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection in use, or the room for one. It is closed when dropped, unless it is [kept](Lease::keep).
+struct Shared {
+    session: Arc<Session>,
+    /// Requests under way.
+    requests: usize,
+    /// Gets no further ones.
+    is_retired: bool,
+    /// When it was used last.
+    since: Instant,
+}
+
+/// A connection in use, or the room for one. It is closed when dropped, unless it is [kept](Lease::keep) or others use it, too.
 pub(crate) struct Lease<'p> {
     pool: &'p Pool,
     origin: &'p Origin,
-    connection: Option<Connection>,
+    held: Held,
     is_reused: bool,
-    /// Whether the pool counts on it to be given back.
-    is_counted: bool,
+}
+
+enum Held {
+    /// Room for a connection, which the pool counts.
+    Room,
+    /// A connection of its own, which the pool counts.
+    Own(Connection),
+    /// A place on a connection that others use, too.
+    Place(Arc<Session>),
+    /// Nothing any more.
+    Nothing,
 }
 
 /// Waits for a connection to become free.
@@ -93,43 +133,84 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// A connection that is being made. Once it is, or is not, those who are curious look again.
+struct Making<'p> {
+    pool: &'p Pool,
+    origin: &'p Origin,
+}
+
+impl<'p> Making<'p> {
+    fn new(pool: &'p Pool, origin: &'p Origin) -> Self {
+        if let Some(host) = pool.lock().hosts.get_mut(origin) {
+            host.connecting += 1;
+        }
+        Self { pool, origin }
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if let Some(host) = self.pool.lock().hosts.get_mut(self.origin) {
+            host.connecting -= 1;
+            for curious in host.curious.drain(..) {
+                // Who gave up needs no word.
+                let _ = curious.send(());
+            }
+        }
+    }
+}
+
 /// What the pool has for a request.
 enum Found {
     Idle(Connection),
+    Place(Arc<Session>),
     Room,
     Wait(oneshot::Receiver<()>),
+    /// A connection is being made that may be for this request, too.
+    WaitToSee(oneshot::Receiver<()>),
 }
 
 impl Pool {
     /// Without connections.
     pub(crate) fn new(connector: Connector, limits: PoolLimits) -> Self {
-        Self { connector, limits, state: Mutex::default(), metrics: PoolMetrics::new() }
+        Self {
+            connector,
+            limits,
+            state: Mutex::default(),
+            metrics: PoolMetrics::new(),
+            tasks: TaskTracker::new(),
+        }
     }
 
-    /// A connection to a server: an unused one, or a new one.
+    /// A connection to a server: an unused one, one that many requests share, or a new one.
     pub(crate) async fn connection<'p>(
         &'p self,
         origin: &'p Origin,
         tenant: TenantId,
         dial: &mut Dial,
     ) -> Result<Lease<'p>, ConnectError> {
+        let mut see_until = None;
+        let mut is_curious = true;
         loop {
-            let connection = match self.find(origin) {
-                Found::Idle(connection) => Some(connection),
-                Found::Room => None,
+            let held = match self.find(origin, is_curious) {
+                Found::Idle(connection) => Held::Own(connection),
+                Found::Place(session) => Held::Place(session),
+                Found::Room => Held::Room,
                 Found::Wait(free) => {
                     let mut turn = Turn { pool: self, origin, free };
                     // Sent, or dropped with the pool: either way there is something to find.
                     let _ = (&mut turn.free).await;
                     continue;
                 }
-            };
-            let is_reused = connection.is_some();
-            let mut lease = Lease { pool: self, origin, connection, is_reused, is_counted: true };
-            match &lease.connection {
-                Some(connection) => {
-                    *dial = Dial { reused: true, address: Some(connection.address()), ..Dial::default() };
+                Found::WaitToSee(made) => {
+                    let until = *see_until.get_or_insert_with(|| tokio::time::Instant::now() + PROTOCOL_WAIT);
+                    is_curious = timeout_at(until, made).await.is_ok();
+                    continue;
                 }
+            };
+            let mut lease = Lease { pool: self, origin, held, is_reused: true };
+            match lease.address() {
+                Some(address) => *dial = Dial { reused: true, address: Some(address), ..Dial::default() },
                 None => lease.connect(tenant, dial).await?,
             }
             return Ok(lease);
@@ -138,28 +219,35 @@ impl Pool {
 
     /// Closes what was not used for too long. Called every now and then.
     pub(crate) fn reap(&self, now: Instant) {
-        let mut closed = Vec::new();
+        let (mut closed, mut closed_shared) = (Vec::new(), Vec::new());
         let mut state = self.lock();
         let State { hosts, open, idle } = &mut *state;
+        let timeout = self.limits.idle_timeout;
         hosts.retain(|_, host| {
+            let before = closed.len() + closed_shared.len();
             while host
                 .idle
                 .front()
-                .is_some_and(|unused| now.saturating_duration_since(unused.since) >= self.limits.idle_timeout)
+                .is_some_and(|unused| now.saturating_duration_since(unused.since) >= timeout)
             {
                 closed.extend(host.idle.pop_front());
-                host.open -= 1;
-                *open -= 1;
-                *idle -= 1;
             }
-            host.open > 0 || !host.waiting.is_empty()
+            closed_shared.extend(host.shared.extract_if(.., |shared| {
+                shared.requests == 0
+                    && (now.saturating_duration_since(shared.since) >= timeout || !shared.session.is_usable())
+            }));
+            let count = closed.len() + closed_shared.len() - before;
+            host.open -= count;
+            *open -= count;
+            *idle -= count;
+            host.open > 0 || !host.waiting.is_empty() || !host.curious.is_empty()
         });
         // Closing sockets takes a system call each.
         drop(state);
-        self.metrics.connections.decrement(closed.len() as f64);
+        self.metrics.connections.decrement((closed.len() + closed_shared.len()) as f64);
     }
 
-    fn find(&self, origin: &Origin) -> Found {
+    fn find(&self, origin: &Origin, is_curious: bool) -> Found {
         let mut state = self.lock();
         if !state.hosts.contains_key(origin) {
             state.hosts.insert(origin.clone(), Host::default());
@@ -167,6 +255,18 @@ impl Pool {
         let State { hosts, open, idle } = &mut *state;
         // It was there before, or has just been put there.
         let Some(host) = hosts.get_mut(origin) else { return Found::Room };
+        let ended = host.retire_unusable();
+        if ended > 0 {
+            host.open -= ended;
+            *open -= ended;
+            *idle -= ended;
+            self.metrics.connections.decrement(ended as f64);
+        }
+        if let Some(shared) = host.shared.iter_mut().find(|shared| shared.has_room(self.limits.per_host)) {
+            *idle -= usize::from(shared.requests == 0);
+            shared.requests += 1;
+            return Found::Place(Arc::clone(&shared.session));
+        }
         while let Some(Idle { mut connection, .. }) = host.idle.pop_back() {
             *idle -= 1;
             if !connection.is_stale() {
@@ -176,9 +276,15 @@ impl Pool {
             *open -= 1;
             self.metrics.connections.decrement(1.0);
         }
+        let is_shared_full = host.shared.iter().any(|shared| !shared.is_retired);
+        if is_curious && host.connecting > 0 && !is_shared_full && self.may_share(origin, host) {
+            let (made, waits) = oneshot::channel();
+            host.curious.push(made);
+            return Found::WaitToSee(waits);
+        }
         let unused = self.limits.connections.saturating_sub(*open - *idle);
         let share = self.limits.per_host.min(unused / SHARE).max(1);
-        if host.open >= share {
+        if host.open >= share || is_shared_full {
             let (free, waits) = oneshot::channel();
             host.waiting.push_back(free);
             return Found::Wait(waits);
@@ -193,6 +299,75 @@ impl Pool {
         Found::Room
     }
 
+    /// Whether a connection that is being made may turn out to be for many requests.
+    fn may_share(&self, origin: &Origin, host: &Host) -> bool {
+        origin.https && self.connector.offers_http2() && !host.speaks_http1
+    }
+
+    /// Notes that the server chose HTTP/1.1.
+    fn note_http1(&self, origin: &Origin) {
+        if let Some(host) = self.lock().hosts.get_mut(origin) {
+            host.speaks_http1 = true;
+        }
+    }
+
+    /// Shares a new connection, for which there is room, and takes a place on it; or on an earlier one that is as good, instead.
+    fn share(&self, origin: &Origin, opened: Opened) -> Option<Arc<Session>> {
+        let mut state = self.lock();
+        let State { hosts, open, idle } = &mut *state;
+        let host = hosts.get_mut(origin)?;
+        host.speaks_http1 = false;
+        // Who waited for a connection of its own finds a place now.
+        for waiting in host.waiting.drain(..) {
+            let _ = waiting.send(());
+        }
+        let earlier = host
+            .shared
+            .iter_mut()
+            .find(|shared| shared.has_room(self.limits.per_host) && shared.session.is_usable());
+        if let Some(earlier) = earlier {
+            *idle -= usize::from(earlier.requests == 0);
+            earlier.requests += 1;
+            host.open -= 1;
+            *open -= 1;
+            self.metrics.connections.decrement(1.0);
+            return Some(Arc::clone(&earlier.session));
+        }
+        let session = Arc::new(Session::start(opened, &self.tasks));
+        host.shared.push(Shared {
+            session: Arc::clone(&session),
+            requests: 1,
+            is_retired: false,
+            since: Instant::now(),
+        });
+        Some(session)
+    }
+
+    /// Gives back a place on a connection that many requests share.
+    fn leave(&self, origin: &Origin, session: &Arc<Session>, retire: bool) {
+        let mut state = self.lock();
+        let State { hosts, open, idle } = &mut *state;
+        let Some(host) = hosts.get_mut(origin) else { return };
+        let Some(at) = host.shared.iter().position(|shared| Arc::ptr_eq(&shared.session, session)) else {
+            return;
+        };
+        let shared = &mut host.shared[at];
+        shared.requests -= 1;
+        shared.is_retired |= retire;
+        shared.since = Instant::now();
+        if shared.requests == 0 {
+            if shared.is_retired {
+                host.shared.swap_remove(at);
+                host.open -= 1;
+                *open -= 1;
+                self.metrics.connections.decrement(1.0);
+            } else {
+                *idle += 1;
+            }
+        }
+        host.wake_one();
+    }
+
     /// Every critical section leaves the counts right: a panic elsewhere is no reason to stop.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,8 +377,14 @@ impl Pool {
 impl State {
     /// Closes an unused connection of some server, to make room for another server's.
     fn close_one_idle(&mut self) {
-        if let Some(host) = self.hosts.values_mut().find(|host| !host.idle.is_empty()) {
-            host.idle.pop_front();
+        let unused = |shared: &Shared| shared.requests == 0;
+        let has_idle = |host: &&mut Host| !host.idle.is_empty() || host.shared.iter().any(unused);
+        if let Some(host) = self.hosts.values_mut().find(has_idle) {
+            if host.idle.pop_front().is_none()
+                && let Some(at) = host.shared.iter().position(unused)
+            {
+                host.shared.swap_remove(at);
+            }
             host.open -= 1;
             self.open -= 1;
             self.idle -= 1;
@@ -220,28 +401,76 @@ impl Host {
             }
         }
     }
+
+    /// Takes shared connections that came to their end out of use; returns how many were unused and are gone.
+    fn retire_unusable(&mut self) -> usize {
+        let before = self.shared.len();
+        self.shared.retain_mut(|shared| {
+            shared.is_retired |= !shared.session.is_usable();
+            !shared.is_retired || shared.requests > 0
+        });
+        before - self.shared.len()
+    }
+}
+
+impl Shared {
+    fn has_room(&self, per_host: usize) -> bool {
+        !self.is_retired && self.requests < per_host
+    }
 }
 
 impl Lease<'_> {
-    /// Makes the connection, instead of one that turned out to be closed if there was one.
-    pub(crate) async fn connect(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
-        self.connection = None;
+    /// Makes a connection for which there is room.
+    async fn connect(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
         self.is_reused = false;
         *dial = Dial::default();
-        self.connection = Some(self.pool.connector.connect(self.origin, tenant, dial).await?);
+        let making = Making::new(self.pool, self.origin);
+        match self.pool.connector.connect(self.origin, tenant, dial).await? {
+            Established::Http1(connection) => {
+                self.pool.note_http1(self.origin);
+                self.held = Held::Own(connection);
+            }
+            Established::Http2(opened) => {
+                if let Some(session) = self.pool.share(self.origin, opened) {
+                    self.held = Held::Place(session);
+                }
+            }
+        }
+        drop(making);
         Ok(())
     }
 
-    /// Makes a request over the connection, see [`Connection::exchange`].
+    /// Takes another connection instead of this one, which is of no use: a new one, or one that others made meanwhile.
+    pub(crate) async fn replace(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
+        match mem::replace(&mut self.held, Held::Nothing) {
+            Held::Own(_) | Held::Room => {
+                self.held = Held::Room;
+                self.connect(tenant, dial).await
+            }
+            Held::Place(session) => {
+                self.pool.leave(self.origin, &session, true);
+                *self = self.pool.connection(self.origin, tenant, dial).await?;
+                Ok(())
+            }
+            Held::Nothing => Ok(()),
+        }
+    }
+
+    /// Makes a request over the connection, see [`Connection::exchange`] and [`Session::exchange`].
     pub(crate) async fn exchange(
         &mut self,
         write_head: impl FnOnce(&mut Vec<u8>),
-        body: &[u8],
+        body: &Bytes,
         noted: &mut Noted,
     ) -> Result<Answer, ExchangeError> {
-        match &mut self.connection {
-            Some(connection) => connection.exchange(write_head, body, noted).await,
-            None => Err(ExchangeError::Ended),
+        match &mut self.held {
+            Held::Own(connection) => connection.exchange(write_head, body, noted).await,
+            Held::Place(session) => {
+                let mut head = Vec::new();
+                write_head(&mut head);
+                session.exchange(head, body, noted).await
+            }
+            Held::Room | Held::Nothing => Err(ExchangeError::Ended),
         }
     }
 
@@ -250,35 +479,54 @@ impl Lease<'_> {
         self.is_reused
     }
 
+    /// Where the connection leads, if there is one.
+    fn address(&self) -> Option<SocketAddr> {
+        match &self.held {
+            Held::Own(connection) => Some(connection.address()),
+            Held::Place(session) => Some(session.address()),
+            Held::Room | Held::Nothing => None,
+        }
+    }
+
     /// Gives the connection back for the next request.
     pub(crate) fn keep(mut self, now: Instant) {
-        let Some(connection) = self.connection.take() else { return };
+        let connection = match mem::replace(&mut self.held, Held::Nothing) {
+            Held::Own(connection) => connection,
+            held => {
+                self.held = held;
+                return;
+            }
+        };
+        // Beyond the bounds it is closed: dropping the lease counts it off.
+        self.held = Held::Room;
         let mut state = self.pool.lock();
         let State { hosts, idle, .. } = &mut *state;
         let Some(host) = hosts.get_mut(self.origin) else { return };
-        // Beyond the bounds it is closed: dropping the lease counts it off.
         if host.idle.len() < self.pool.limits.idle_per_host {
             host.idle.push_back(Idle { connection, since: now });
             *idle += 1;
             host.wake_one();
-            self.is_counted = false;
+            self.held = Held::Nothing;
         }
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        if !self.is_counted {
-            return;
+        match mem::replace(&mut self.held, Held::Nothing) {
+            Held::Own(_) | Held::Room => {
+                let mut state = self.pool.lock();
+                state.open -= 1;
+                if let Some(host) = state.hosts.get_mut(self.origin) {
+                    host.open -= 1;
+                    host.wake_one();
+                }
+                drop(state);
+                self.pool.metrics.connections.decrement(1.0);
+            }
+            Held::Place(session) => self.pool.leave(self.origin, &session, false),
+            Held::Nothing => {}
         }
-        let mut state = self.pool.lock();
-        state.open -= 1;
-        if let Some(host) = state.hosts.get_mut(self.origin) {
-            host.open -= 1;
-            host.wake_one();
-        }
-        drop(state);
-        self.pool.metrics.connections.decrement(1.0);
     }
 }
 
@@ -352,7 +600,7 @@ mod tests {
     }
 
     async fn ask(lease: &mut Lease<'_>) -> Answer {
-        timeout(DEADLINE, lease.exchange(|out| out.push(b'?'), &[], &mut Noted::default()))
+        timeout(DEADLINE, lease.exchange(|out| out.push(b'?'), &Bytes::new(), &mut Noted::default()))
             .await
             .unwrap()
             .unwrap()

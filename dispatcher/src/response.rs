@@ -11,7 +11,7 @@ pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub(crate) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Headers of a response for which there is room at once, and the most that there may be.
 const FEW_HEADERS: usize = 24;
-const MAX_HEADERS: usize = 128;
+pub(crate) const MAX_HEADERS: usize = 128;
 /// Most hexadecimal digits of a chunk's size.
 const MAX_SIZE_DIGITS: u32 = 15;
 

@@ -1,6 +1,7 @@
 //! Where a subscription's deliveries go: the server, and what is the same in every request to it.
 
 use crate::headers::{self, put_line};
+use http::Uri;
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -67,6 +68,8 @@ impl Target {
         for (name, value) in headers::custom_headers(custom) {
             put_line(&mut head, &name, value.as_bytes());
         }
+        // A third one, for HTTP/2 takes the head apart again.
+        Uri::try_from(format!("{}://{authority}{path}", url.scheme())).ok()?;
         let origin = Origin { https, host, port };
         let mut hasher = DefaultHasher::new();
         origin.hash(&mut hasher);

@@ -1,25 +1,34 @@
 //! A subscriber's server.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use rustls::HandshakeKind;
 use std::{convert::Infallible, sync::Arc};
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
     sync::{
         mpsc::{UnboundedReceiver, unbounded_channel},
         watch,
     },
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 use url::Url;
 
 /// A request as it arrived.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) method: Method,
+    pub(crate) version: Version,
+    /// Over TLS: how its connection's handshake went.
+    pub(crate) handshake: Option<HandshakeKind>,
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -52,7 +61,7 @@ impl Answer {
 
 /// A server that records every request before it answers.
 pub(crate) struct Receiver {
-    port: u16,
+    base: String,
     arrivals: UnboundedReceiver<Arrival>,
     gate: watch::Sender<bool>,
     _tasks: JoinSet<()>,
@@ -60,8 +69,27 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) async fn start(answer: impl Fn(&Arrival) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with(None, answer).await
+    }
+
+    /// One that speaks TLS, and HTTP/2 when that is what TLS agreed on. Its URLs name `localhost`.
+    pub(crate) async fn start_tls(
+        acceptor: TlsAcceptor,
+        answer: impl Fn(&Arrival) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(Some(acceptor), answer).await
+    }
+
+    async fn start_with(
+        acceptor: Option<TlsAcceptor>,
+        answer: impl Fn(&Arrival) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let base = match &acceptor {
+            Some(_) => format!("https://localhost:{port}"),
+            None => format!("http://127.0.0.1:{port}"),
+        };
         let (arrived, arrivals) = unbounded_channel();
         let (gate, opened) = watch::channel(false);
         let answer = Arc::new(answer);
@@ -71,18 +99,24 @@ impl Receiver {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let (arrived, opened, answer) = (arrived.clone(), opened.clone(), Arc::clone(&answer));
-                let serve = move |request: Request<Incoming>| {
-                    let (arrived, opened, answer) = (arrived.clone(), opened.clone(), Arc::clone(&answer));
-                    async move { Ok::<_, Infallible>(respond(request, &arrived, opened, &*answer).await) }
-                };
+                let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    let serving = hyper::server::conn::http1::Builder::new();
-                    // A client that cuts a response off is part of the tests.
+                    // A client that does not trust the server is part of the tests.
+                    let Ok((stream, handshake)) = secure(stream, acceptor).await else { return };
+                    let serve = move |request: Request<Incoming>| {
+                        let (arrived, opened, answer) =
+                            (arrived.clone(), opened.clone(), Arc::clone(&answer));
+                        let respond =
+                            async move { respond(request, handshake, &arrived, opened, &*answer).await };
+                        async move { Ok::<_, Infallible>(respond.await) }
+                    };
+                    let serving = auto::Builder::new(TokioExecutor::new());
+                    // So is one that cuts a response off.
                     let _ = serving.serve_connection(TokioIo::new(stream), service_fn(serve)).await;
                 });
             }
         });
-        Self { port, arrivals, gate, _tasks: tasks }
+        Self { base, arrivals, gate, _tasks: tasks }
     }
 
     /// One that answers 200 to everything.
@@ -91,7 +125,7 @@ impl Receiver {
     }
 
     pub(crate) fn url(&self, path: &str) -> Url {
-        format!("http://127.0.0.1:{}/{path}", self.port).parse().unwrap()
+        format!("{}/{path}", self.base).parse().unwrap()
     }
 
     /// The next request; fails the test when none comes.
@@ -120,16 +154,38 @@ impl Receiver {
     }
 }
 
+/// What a connection is served over.
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
+async fn secure(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+) -> std::io::Result<(Box<dyn Duplex>, Option<HandshakeKind>)> {
+    let Some(acceptor) = acceptor else { return Ok((Box::new(stream), None)) };
+    let stream = acceptor.accept(stream).await?;
+    let handshake = stream.get_ref().1.handshake_kind();
+    Ok((Box::new(stream), handshake))
+}
+
 async fn respond(
     request: Request<Incoming>,
+    handshake: Option<HandshakeKind>,
     arrived: &tokio::sync::mpsc::UnboundedSender<Arrival>,
     mut opened: watch::Receiver<bool>,
     answer: &(impl Fn(&Arrival) -> Answer + ?Sized),
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let arrival =
-        Arrival { method: head.method, path: head.uri.path().to_owned(), headers: head.headers, body };
+    let arrival = Arrival {
+        method: head.method,
+        version: head.version,
+        handshake,
+        path: head.uri.path().to_owned(),
+        headers: head.headers,
+        body,
+    };
     let answer = answer(&arrival);
     let _ = arrived.send(arrival);
     match answer {
