@@ -123,6 +123,8 @@ const RFC_850_DATE: &[FormatItem<'_>] =
 fn http_date(text: &str, now: UnixMillis) -> Option<UnixMillis> {
     let parse =
         |text: &str, format| PrimitiveDateTime::parse(text, format).ok().map(|date| date.assume_utc());
+    // A leap second is none that calendars of computers have.
+    let text = &*text.replace(":60 ", ":59 ");
     let at = match text.split_once(", ") {
         None => parse(text, ASCTIME_DATE)?,
         Some((_, date)) if date.as_bytes().get(2) == Some(&b'-') => {
@@ -248,6 +250,48 @@ mod tests {
     }
 
     #[test]
+    fn every_status_is_decided_by_its_own_or_its_hundred() {
+        for status in 0..=999 {
+            let decision = decide(answered(status, Some(30)), 1, 0);
+            let (kind, wait, error) = match status {
+                200..=299 => (K::Delivered, None, None),
+                300..=399 => (K::Retry, Some(10), Some(E::Redirect)),
+                410 => (K::Disable, None, Some(E::Status)),
+                429 | 502 | 503 | 504 => (K::Retry, Some(30), Some(E::Status)),
+                _ => (K::Retry, Some(10), Some(E::Status)),
+            };
+            let not_before = wait.map(|seconds| NOW.plus(Duration::from_secs(seconds)));
+            assert_eq!(
+                (decision.kind, decision.not_before, decision.error),
+                (kind, not_before, error),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_failure_is_anything_but_a_failure() {
+        for class in E::ALL {
+            for status in [None, Some(200), Some(410), Some(503)] {
+                let decision = decide(Reply::Failed { class, status }, 1, 0);
+                let not_before = Some(NOW.plus(Duration::from_secs(10)));
+                assert_eq!(
+                    (decision.kind, decision.not_before),
+                    (K::Retry, not_before),
+                    "{class:?} {status:?}"
+                );
+                assert_eq!(decision.error, Some(class));
+                let last = decide(Reply::Failed { class, status }, 3, 0);
+                assert_eq!(
+                    (last.kind, last.reason),
+                    (K::Dead, Some(DeadReason::AttemptsExhausted)),
+                    "{class:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn retry_after_is_seconds_or_a_date() {
         let table = [
             ("120", Some(120)),
@@ -262,6 +306,18 @@ mod tests {
             ("Sun Nov  6 08:50:37 1994", Some(60)),
             ("Wed Nov 16 08:49:37 1994", Some(864_000)),
             ("99999999999999999999999", Some(u64::MAX)),
+            // A leap second is as good as the one before.
+            ("Sun, 06 Nov 1994 08:50:60 GMT", Some(82)),
+            ("Sunday, 06-Nov-94 08:50:60 GMT", Some(82)),
+            ("Sun Nov  6 08:50:60 1994", Some(82)),
+            ("Sun, 06 Nov 1994 08:50:61 GMT", None),
+            // Whatever the day of the week is called.
+            ("Mon, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(252_618_189_022)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
+            ("Tue, 29 Feb 2000 00:00:00 GMT", Some(167_670_623)),
+            ("Mon, 29 Feb 1999 00:00:00 GMT", None),
+            ("Sun, 06 Nov 1994 08:50:37 +0000", None),
             ("Sun, 06 Nov 1994 08:50:37 CET", None),
             ("Sun, 31 Feb 1994 08:50:37 GMT", None),
             ("Sunday, 06-Nov", None),

@@ -697,4 +697,183 @@ mod tests {
         assert_eq!(counts(&pool), (0, 0));
         assert!(pool.lock().hosts.is_empty());
     }
+
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    /// A server that speaks HTTP/2 and answers every request, or nothing at all.
+    struct SharedServer {
+        origin: Origin,
+        connections: Arc<AtomicUsize>,
+        _tasks: JoinSet<()>,
+    }
+
+    impl SharedServer {
+        /// The server, and a pool that trusts it.
+        async fn start(limits: PoolLimits, is_silent: bool) -> (Self, Pool) {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate =
+                rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+            let file = std::env::temp_dir().join(format!("floodway-pool-{}.pem", Uuid::now_v7()));
+            std::fs::write(&file, certificate.pem()).unwrap();
+            let settings = Settings {
+                allowed_networks: vec!["127.0.0.0/8".parse().unwrap()],
+                ca_file: Some(file.clone()),
+                ..Settings::default()
+            };
+            let pool = Pool::new(Connector::new(&settings).unwrap(), limits);
+            std::fs::remove_file(file).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let mut config = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.der().clone()],
+                    rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+                )
+                .unwrap();
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let connections = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&connections);
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async move {
+                let mut served = JoinSet::new();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let stream = acceptor.accept(stream).await.unwrap();
+                    count.fetch_add(1, Ordering::SeqCst);
+                    served.spawn(async move {
+                        if is_silent {
+                            std::future::pending::<()>().await;
+                        }
+                        let mut requests = h2::server::handshake(stream).await.unwrap();
+                        while let Some(Ok((_, mut respond))) = requests.accept().await {
+                            respond.send_response(http::Response::new(()), true).unwrap();
+                        }
+                    });
+                }
+            });
+            let origin = Origin { https: true, host: "localhost".into(), port };
+            (Self { origin, connections, _tasks: tasks }, pool)
+        }
+
+        async fn lease<'p>(&'p self, pool: &'p Pool) -> Lease<'p> {
+            timeout(DEADLINE, pool.connection(&self.origin, TENANT, &mut Dial::default()))
+                .await
+                .unwrap()
+                .unwrap()
+        }
+
+        fn connections(&self) -> usize {
+            self.connections.load(Ordering::SeqCst)
+        }
+    }
+
+    async fn try_ask(lease: &mut Lease<'_>) -> Result<Answer, ExchangeError> {
+        lease.exchange(|out| out.extend_from_slice(HEAD), &Bytes::new(), &mut Noted::default()).await
+    }
+
+    #[tokio::test]
+    async fn requests_at_the_same_time_share_the_connection_that_the_first_one_makes() {
+        let (server, pool) = SharedServer::start(LIMITS, false).await;
+        let (mut first, mut second, third) =
+            tokio::join!(server.lease(&pool), server.lease(&pool), server.lease(&pool));
+        assert_eq!([first.is_reused(), second.is_reused(), third.is_reused()], [false, true, true]);
+        let (one, other) = tokio::join!(try_ask(&mut first), try_ask(&mut second));
+        assert_eq!((one.unwrap().status, other.unwrap().status), (200, 200));
+        first.keep(Instant::now());
+        drop(third);
+        assert_eq!((counts(&pool), server.connections()), ((1, 0), 1));
+        drop(second);
+        assert_eq!(counts(&pool), (1, 1));
+        pool.reap(Instant::now());
+        assert_eq!(counts(&pool), (1, 1));
+        assert!(server.lease(&pool).await.is_reused());
+        pool.reap(Instant::now() + LIMITS.idle_timeout);
+        assert_eq!(counts(&pool), (0, 0));
+        assert!(!server.lease(&pool).await.is_reused());
+    }
+
+    #[tokio::test]
+    async fn who_finds_a_shared_connection_full_waits_for_a_place() {
+        let (server, pool) = SharedServer::start(PoolLimits { per_host: 2, ..LIMITS }, false).await;
+        let (first, _second) = (server.lease(&pool).await, server.lease(&pool).await);
+        let mut dial = Dial::default();
+        let third = pool.connection(&server.origin, TENANT, &mut dial);
+        let (third, ()) = tokio::join!(timeout(DEADLINE, third), async {
+            tokio::task::yield_now().await;
+            assert_eq!(pool.lock().hosts[&server.origin].waiting.len(), 1);
+            drop(first);
+        });
+        let mut third = third.unwrap().unwrap();
+        assert!(third.is_reused() && try_ask(&mut third).await.is_ok());
+        assert_eq!((counts(&pool), server.connections()), ((1, 0), 1));
+    }
+
+    #[tokio::test]
+    async fn a_replaced_connection_serves_those_who_use_it_and_goes_with_the_last() {
+        let (server, pool) = SharedServer::start(LIMITS, false).await;
+        let (mut first, mut second) = (server.lease(&pool).await, server.lease(&pool).await);
+        first.replace(TENANT, &mut Dial::default()).await.unwrap();
+        let third = server.lease(&pool).await;
+        assert_eq!((counts(&pool), first.is_reused(), third.is_reused()), ((2, 0), false, true));
+        assert!(try_ask(&mut second).await.is_ok() && try_ask(&mut first).await.is_ok());
+        drop(second);
+        assert_eq!(counts(&pool), (1, 0));
+        drop((first, third));
+        assert_eq!(counts(&pool), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn an_unused_shared_connection_makes_room_for_another_server() {
+        let (server, pool) = SharedServer::start(PoolLimits { connections: 1, ..LIMITS }, false).await;
+        let plain = Server::start(1).await;
+        drop(server.lease(&pool).await);
+        assert_eq!(counts(&pool), (1, 1));
+        let used = lease(&pool, &plain).await;
+        assert_eq!(counts(&pool), (1, 0));
+        drop(used);
+        assert!(!server.lease(&pool).await.is_reused());
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_see_a_protocol_does_not_wait_for_long() {
+        let (_, pool) = SharedServer::start(LIMITS, false).await;
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let origin = Origin { https: true, host: "localhost".into(), port };
+        let (mut one, mut other) = (Dial::default(), Dial::default());
+        let both = async {
+            tokio::join!(
+                pool.connection(&origin, TENANT, &mut one),
+                pool.connection(&origin, TENANT, &mut other)
+            )
+        };
+        let made_two = async {
+            for _ in 0..2 {
+                silent.accept().await.unwrap();
+            }
+        };
+        timeout(DEADLINE, async {
+            tokio::select! {
+                _ = both => panic!("there is no answer"),
+                () = made_two => {}
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(counts(&pool), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_sign_of_life_is_given_up() {
+        let (server, pool) = SharedServer::start(LIMITS, true).await;
+        let mut first = server.lease(&pool).await;
+        let failed = timeout(DEADLINE, try_ask(&mut first)).await.unwrap();
+        assert!(matches!(failed, Err(ExchangeError::Http2(error)) if error.is_io()));
+        assert!(!server.lease(&pool).await.is_reused());
+    }
 }
