@@ -334,25 +334,31 @@ mod tests {
     /// An endpoint that speaks TLS and answers every request of one byte.
     async fn tls_endpoint(certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> (u16, JoinSet<()>) {
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let config =
+        let mut config =
             rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
                 .with_safe_default_protocol_versions()
                 .unwrap()
                 .with_no_client_auth()
                 .with_single_cert(vec![certificate.der().clone()], key)
                 .unwrap();
+        config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1_1.to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
+            let mut served = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-                while stream.read_exact(&mut [0]).await.is_ok() {
-                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
-                    stream.flush().await.unwrap();
-                }
+                served.spawn(async move {
+                    while stream.read_exact(&mut [0]).await.is_ok() {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                        if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
+                            break;
+                        }
+                    }
+                });
             }
         });
         (port, tasks)
@@ -367,8 +373,9 @@ mod tests {
         let file = std::env::temp_dir().join(format!("floodway-ca-{}.pem", uuid::Uuid::now_v7()));
         std::fs::write(&file, certificate.pem()).unwrap();
         let allowed_networks = vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
-        let strict = Settings { allowed_networks, ..Settings::default() };
+        let strict = Settings { allowed_networks, http2: false, ..Settings::default() };
         let trusting = Settings { ca_file: Some(file.clone()), ..strict.clone() };
+        let newer = Connector::new(&Settings { http2: true, ..trusting.clone() }).unwrap();
         let origin = origin(true, "localhost", port);
         assert_eq!(class(&Connector::new(&strict).unwrap(), &origin).await, ErrorClass::Tls);
         let trusting = Connector::new(&trusting).unwrap();
@@ -377,10 +384,12 @@ mod tests {
         let tenant = TenantId(uuid::Uuid::nil());
         let Established::Http1(mut connection) = trusting.connect(&origin, tenant, &mut dial).await.unwrap()
         else {
-            panic!("HTTP/2 was not chosen");
+            panic!("HTTP/2 was switched off");
         };
         assert!(dial.dns.is_some() && dial.connect.is_some() && dial.tls.is_some() && !dial.reused);
         assert_eq!(dial.address.map(|address| address.port()), Some(port));
+        let newer = newer.connect(&origin, tenant, &mut Dial::default()).await.unwrap();
+        assert!(matches!(newer, Established::Http2(_)), "HTTP/2 is offered unless it is switched off");
         for _ in 0..2 {
             assert!(!connection.is_stale());
             let answer = connection.exchange(|out| out.push(b'?'), &[], &mut Noted::default()).await.unwrap();

@@ -4,6 +4,7 @@
 mod attributes;
 mod bad_input;
 mod batches;
+mod cost;
 mod deferrals;
 mod durability;
 mod frames;
