@@ -23,6 +23,7 @@ fn workers_cpu() -> Duration {
     Duration::from_nanos(total)
 }
 
+#[allow(clippy::print_stdout, reason = "the figures are what it is for")]
 async fn measure(name: &str, receiver: Receiver, authority: &Authority) {
     let mut world = World::create(1).await;
     let mut subscription = world.subscription(receiver.url(""));
