@@ -10,8 +10,8 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long deliveries, retries and dead letters may take to settle after the last fault.
-pub const SETTLE_DEADLINE: Duration = Duration::from_secs(240);
+/// How long deliveries, retries and dead letters may take to settle after the last fault: four times the longest deferral.
+pub const SETTLE_DEADLINE: Duration = Duration::from_secs(120);
 /// How often a ledger is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
