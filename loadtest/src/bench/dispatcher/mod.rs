@@ -84,8 +84,8 @@ impl DispatcherBench {
         self.check_disk(&timing)?;
         let mut report = self.report();
         let certificate = CertificateFiles::make(&self.site.logs, &["127.0.0.1".to_owned()])?;
-        let sink = SinkProcess::start(&self.loadtest, &self.site.logs, &certificate).await?;
         let topics = Topics::new(&self.site.brokers)?;
+        let sink = SinkProcess::start(&self.loadtest, &self.site.logs, &certificate).await?;
         let mut result = Ok(());
         for group in scenarios.chunk_by(|one, other| one.installation() == other.installation()) {
             let mut installation = Installation::new(&self.site);
@@ -103,6 +103,7 @@ impl DispatcherBench {
             }
         }
         sink.stop().await;
+        certificate.remove();
         report.about.took_seconds = begun.elapsed().as_secs_f64();
         result.map(|()| report)
     }
@@ -190,8 +191,16 @@ impl DispatcherBench {
         if !bad.is_empty() {
             let names = bad.iter().map(|(scenario, _)| scenario.name).collect::<Vec<_>>().join(", ");
             stage.live.note(&format!("{names}: and twice without a bad endpoint"));
-            for found in isolation::measure(&mut stage, &bad).await? {
-                keep(report, stage.live, found);
+            let seen = isolation::measure(&mut stage, &bad).await;
+            for (index, (scenario, _)) in bad.iter().enumerate() {
+                let found = match &seen {
+                    Ok(seen) => Ok(seen.get(index).cloned().unwrap_or_default()),
+                    Err(error) => Err(BenchError::Command {
+                        command: "isolation".to_owned(),
+                        reason: error.to_string(),
+                    }),
+                };
+                keep(report, stage.live, named(scenario, timing, found)?);
             }
         }
         Ok(())

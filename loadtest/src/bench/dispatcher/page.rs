@@ -67,7 +67,7 @@ fn goals(report: &DispatcherReport) -> Rows {
             figure.name.clone(),
             value(figure),
             goal_text(figure.unit, goal),
-            if figure.is_met()? { "met".to_owned() } else { "**missed**".to_owned() },
+            if figure.is_met()? { "met".to_owned() } else { "MISSED".to_owned() },
         ])
     };
     let of = |scenario: &Found| -> Vec<Vec<String>> {
@@ -212,7 +212,7 @@ mod tests {
         }];
         let rows = goals(&report).rows;
         assert_eq!(rows.len(), 2);
-        assert_eq!(rows[0][2..], ["14,999", "≥ 15,000", "**missed**"]);
+        assert_eq!(rows[0][2..], ["14,999", "≥ 15,000", "MISSED"]);
         assert_eq!(rows[1][2..], ["29.0 µs", "≤ 30.0 µs", "met"]);
         assert_eq!(goals_sentence(&report), "1 of 2 goals are met.");
     }

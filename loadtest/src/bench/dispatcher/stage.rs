@@ -39,6 +39,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Events of a warm-up, per second.
 const WARMUP_RATE: f64 = 500.0;
 
+/// Share of the machine's CPU time that PostgreSQL and the system itself may take unmentioned.
+const TOLERATED_OTHERS: f64 = 0.15;
+
 /// One scenario's surroundings.
 pub(super) struct Stage<'a> {
     pub(super) bench: &'a DispatcherBench,
@@ -247,9 +250,6 @@ impl Stage<'_> {
             .collect()
     }
 }
-
-/// Share of the machine's CPU time that PostgreSQL and the system itself may take unmentioned.
-const TOLERATED_OTHERS: f64 = 0.15;
 
 impl Sent {
     /// Both together.

@@ -57,6 +57,14 @@ impl CertificateFiles {
         }
         Ok(files)
     }
+
+    /// Removes the files.
+    pub fn remove(&self) {
+        for path in [&self.authority, &self.certificate, &self.key] {
+            // Nobody trusts the authority any more, so one that stays does no harm.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// What accepts TLS with a certificate and its key.
