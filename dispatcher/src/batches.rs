@@ -8,7 +8,7 @@
 
 use crate::{
     budget::Amount,
-    delivery::{Delivery, Hold, Order},
+    delivery::{Delivery, Order},
     headers::{Name, PreparedEvent},
     metrics::Metrics,
     open_batches::{Closed, Closing, OpenBatches},
@@ -141,14 +141,14 @@ fn merge(deliveries: Vec<Delivery>) -> Option<Delivery> {
     let since = deliveries.iter().map(|delivery| delivery.order.since).min()?;
     let names = deliveries.iter().map(name).collect();
     let mut deliveries = deliveries.into_iter();
-    let Delivery { order, endpoint, received } = deliveries.next()?;
-    let event = Arc::new(PreparedEvent::batch(Bytes::from(array), order.event.tenant, names));
-    let others = deliveries
-        .map(|Delivery { order: Order { receipt, permit, .. }, .. }| Hold { receipt, _permit: permit });
     // The first one was received first.
-    Some(Delivery {
-        order: Order { event, cause, since, others: others.collect(), ..order },
-        endpoint,
-        received,
-    })
+    let Delivery { mut order, endpoint, received } = deliveries.next()?;
+    let mut receipts = Vec::with_capacity(deliveries.len());
+    for Delivery { order: Order { receipt, permit, .. }, .. } in deliveries {
+        order.permit.join(permit);
+        receipts.push(receipt);
+    }
+    order.receipt.join(receipts);
+    let event = Arc::new(PreparedEvent::batch(Bytes::from(array), order.event.tenant, names));
+    Some(Delivery { order: Order { event, cause, since, ..order }, endpoint, received })
 }

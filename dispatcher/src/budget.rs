@@ -91,9 +91,9 @@ impl Amount {
         self.bytes += bytes;
     }
 
-    fn remove(&mut self, bytes: usize) {
-        self.count -= 1;
-        self.bytes -= bytes;
+    fn remove(&mut self, part: Self) {
+        self.count -= part.count;
+        self.bytes -= part.bytes;
     }
 }
 
@@ -109,7 +109,7 @@ impl Budget {
         let mut state = self.lock();
         state.used[source as usize].add(bytes);
         state.tenants.entry(tenant).or_default().add(bytes);
-        Permit { budget: Arc::clone(self), source, tenant, bytes }
+        Permit { budget: Arc::clone(self), source, tenant, part: Amount { count: 1, bytes } }
     }
 
     /// What is not taken, as far as it is for a tenant: nothing, when that holds more than what is left for all.
@@ -176,27 +176,41 @@ impl Budget {
     }
 }
 
-/// One delivery's part of the budget, given back when dropped.
+/// A delivery's part of the budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     source: Source,
     tenant: TenantId,
-    bytes: usize,
+    part: Amount,
+}
+
+impl Permit {
+    /// Takes over the part of another delivery of the same source and tenant.
+    pub(crate) fn join(&mut self, mut other: Self) {
+        debug_assert!(
+            self.source == other.source && self.tenant == other.tenant,
+            "parts of different budgets"
+        );
+        let Amount { count, bytes } = std::mem::take(&mut other.part);
+        self.part.count += count;
+        self.part.bytes += bytes;
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let limit = self.budget.limit;
         let mut state = self.budget.lock();
-        state.used[self.source as usize].remove(self.bytes);
+        state.used[self.source as usize].remove(self.part);
         if let Entry::Occupied(mut own) = state.tenants.entry(self.tenant) {
-            own.get_mut().remove(self.bytes);
+            own.get_mut().remove(self.part);
             if own.get().count == 0 {
                 own.remove();
             }
         }
-        state.freed.add(self.bytes);
+        state.freed.count += self.part.count;
+        state.freed.bytes += self.part.bytes;
         let is_enough =
             state.freed.count >= limit.count / WAKING || state.freed.bytes >= limit.bytes / WAKING;
         if state.waiting > 0 && is_enough {
@@ -285,6 +299,18 @@ mod tests {
         assert_eq!((budget.free_for(TENANT).bytes, budget.free_for(other).bytes), (0, 399_949));
         held.clear();
         assert_eq!(budget.free_for(TENANT), Amount { count: 100, bytes: 1_000_000 });
+        assert!(budget.lock().tenants.is_empty());
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_come_back_together() {
+        let budget = Budget::new(Amount { count: 10, bytes: 100 });
+        let mut first = budget.take(EVENTS, TENANT, 10);
+        first.join(budget.take(EVENTS, TENANT, 20));
+        first.join(budget.take(EVENTS, TENANT, 30));
+        assert_eq!(free(&budget), Amount { count: 7, bytes: 40 });
+        drop(first);
+        assert_eq!(free(&budget), Amount { count: 10, bytes: 100 });
         assert!(budget.lock().tenants.is_empty());
     }
 

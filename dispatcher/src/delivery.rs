@@ -24,21 +24,10 @@ pub(crate) struct Order {
     pub(crate) attempt: u32,
     /// Where the delivery's age starts.
     pub(crate) since: UnixMillis,
-    /// The record it came from.
+    /// The record it came from, or those of a batch.
     pub(crate) receipt: Receipt,
     /// Its part of the budget.
     pub(crate) permit: Permit,
-    /// The same of the further events of a batch.
-    pub(crate) others: Vec<Hold>,
-}
-
-/// What is held of a record until a delivery's outcome is acknowledged.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    /// The record.
-    pub(crate) receipt: Receipt,
-    /// Its part of the budget.
-    pub(crate) _permit: Permit,
 }
 
 /// An order with the endpoint that it goes to.

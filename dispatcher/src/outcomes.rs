@@ -5,7 +5,7 @@
 
 use crate::{
     budget::Permit,
-    delivery::{Hold, Order, Settlement},
+    delivery::{Order, Settlement},
     kafka_health::KafkaHealth,
     metrics::Metrics,
     partition::Receipt,
@@ -67,18 +67,8 @@ struct Pending {
     kind: OutcomeKind,
     receipt: Receipt,
     _permit: Permit,
-    /// The same of the further events of a batch.
-    others: Vec<Hold>,
     /// Kafka has not taken it at least once.
     refused: AtomicBool,
-}
-
-impl Pending {
-    /// The outcome is acknowledged.
-    fn settle(&self) {
-        self.receipt.settle();
-        self.others.iter().for_each(|other| other.receipt.settle());
-    }
 }
 
 #[derive(Clone)]
@@ -115,7 +105,7 @@ impl ProducerContext for OutcomeContext {
     fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
         match result {
             Ok(_) => {
-                pending.settle();
+                pending.receipt.settle();
                 if pending.refused.load(Ordering::Acquire) {
                     self.stalled.fetch_sub(1, Ordering::AcqRel);
                 }
@@ -203,7 +193,6 @@ impl Outcomes {
             kind: settlement.kind,
             receipt: order.receipt,
             _permit: order.permit,
-            others: order.others,
             refused: AtomicBool::new(false),
         });
         if let Err(pending) = self.shared.send(pending) {
@@ -360,7 +349,6 @@ mod tests {
             kind: OutcomeKind::Delivered,
             receipt: Receipt::new(&partition, 0),
             _permit: budget.take(Source::Events, TenantId(Uuid::nil()), 10),
-            others: Vec::new(),
             refused: AtomicBool::new(false),
         };
         assert!(outcomes.shared.send(Arc::new(pending)).is_ok());

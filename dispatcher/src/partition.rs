@@ -115,17 +115,29 @@ impl Partition {
     }
 }
 
-/// One delivery of one record, to be settled once.
+/// One delivery of one record, or of the several of a batch, to be settled once.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     partition: Arc<Partition>,
     offset: i64,
+    /// The further records of a batch.
+    others: Vec<Receipt>,
 }
 
 impl Receipt {
     /// For one delivery of the record at `offset`.
     pub(crate) fn new(partition: &Arc<Partition>, offset: i64) -> Self {
-        Self { partition: Arc::clone(partition), offset }
+        Self { partition: Arc::clone(partition), offset, others: Vec::new() }
+    }
+
+    /// The same delivery is for these records, too.
+    pub(crate) fn join(&mut self, others: Vec<Self>) {
+        self.others.extend(others);
+    }
+
+    /// Whether it is for several records, which may be of other partitions.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.others.is_empty()
     }
 
     /// Whether it is for a record of this assignment.
@@ -138,5 +150,6 @@ impl Receipt {
         if self.partition.lock().complete(self.offset) {
             self.partition.room.notify_all();
         }
+        self.others.iter().for_each(Self::settle);
     }
 }

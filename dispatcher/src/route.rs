@@ -374,8 +374,7 @@ impl Router {
         };
         let permit = self.deliverer.budget.take(Source::of(&cause), event.tenant, event.envelope.len());
         let event = Arc::clone(event);
-        let others = Vec::new();
-        let order = Order { event, subscription, record, cause, attempt, since, receipt, permit, others };
+        let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
         match target {
             Target::Endpoint(endpoint)
                 if let Some(policy) = endpoint.subscription.batch

@@ -324,21 +324,18 @@ async fn partitions_that_change_hands_and_shutdown_leave_each_event_of_open_batc
     let mut subscription = batching(&world, receiver.url(""), 1_000, 1 << 20, LONG_MS);
     subscription.history = History::All;
     world.publish(&subscription);
-    let is_up = |running: &crate::world::Running| {
-        running.context.health.reports().iter().any(|report| report.name == "kafka" && report.status == "up")
-    };
     let first = world.run(World::settings()).await;
-    until("the first has partitions", || is_up(&first)).await;
+    until("the first has all partitions", || world.assigned(Topic::Events, "dispatcher") == [4]).await;
     for n in 0..EVENTS {
         world.produce(Topic::Events, Some(n % 4), "k", world.event(&n.to_string(), "a", "{}").as_bytes());
     }
     world.flush();
     let second = world.run(World::settings()).await;
-    until("the second has partitions", || is_up(&second)).await;
-    for running in [&first, &second] {
-        running.context.shutdown.cancel();
-    }
+    until("they share the partitions", || world.assigned(Topic::Events, "dispatcher") == [2, 2]).await;
+    first.context.shutdown.cancel();
     world.ended().await.unwrap();
+    until("the second has all partitions", || world.assigned(Topic::Events, "dispatcher") == [4]).await;
+    second.context.shutdown.cancel();
     world.ended().await.unwrap();
     assert!(receiver.rest().is_empty());
     // What they had not read, or gave up, is there for the next one, which does not wait for more.

@@ -216,6 +216,24 @@ impl World {
         }
     }
 
+    /// How many partitions of a topic each member of a group has, in order. None while they change hands.
+    pub(crate) fn assigned(&self, topic: Topic, group: &str) -> Vec<i32> {
+        let group = self.topics.kafka.group(group);
+        let list = self.bystander("unused").fetch_group_list(Some(&group), DEADLINE).unwrap();
+        let stable = list.groups().iter().filter(|group| group.state() == "Stable");
+        // Version, number of topics (one), name with its length, number of partitions: integers of 2, 4, 2 and 4 bytes.
+        let at = 8 + self.topics.kafka.topic(topic).len();
+        let count = |assignment: &[u8]| {
+            assignment.get(at..at + 4).map_or(0, |n| i32::from_be_bytes(n.try_into().unwrap()))
+        };
+        let mut counts: Vec<i32> = stable
+            .flat_map(|group| group.members())
+            .map(|member| member.assignment().map_or(0, count))
+            .collect();
+        counts.sort_unstable();
+        counts
+    }
+
     /// Commits as Kafka's reset tool does: an offset with empty metadata, while nobody is in the group.
     pub(crate) fn reset(&self, topic: Topic, group: &str, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::print_stdout, reason = "what a fault did is shown with --nocapture")]
 
+mod batch;
 mod delivery;
 mod groups;
 mod kafka_cluster;
