@@ -163,9 +163,9 @@ mod tests {
         let good = || Some("postgres://u:p@h/d".to_owned().into());
         let bad = || Some("postgres://u:hunter2@[".to_owned().into());
         for (url, direct, expected) in [
-            (bad(), None, "(FLOODWAY_DATABASE_URL): the database URL is not"),
-            (bad(), good(), "(FLOODWAY_DATABASE_URL): the database URL is not"),
-            (good(), bad(), "(FLOODWAY_DATABASE_DIRECT_URL): the database URL is not"),
+            (bad(), None, "(FLOODWAY_DATABASE_URL): database error: the database URL is not"),
+            (bad(), good(), "(FLOODWAY_DATABASE_URL): database error: the database URL is not"),
+            (good(), bad(), "(FLOODWAY_DATABASE_DIRECT_URL): database error: the database URL is not"),
             (None, good(), "(FLOODWAY_DATABASE_URL): is required"),
         ] {
             let settings = Settings { database_url: url, database_direct_url: direct, ..Settings::default() };
