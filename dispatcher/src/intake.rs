@@ -25,12 +25,15 @@ use std::{
 };
 
 /// Longest wait for an event before the thread looks whether it is to end.
-const POLL_WAIT: Duration = Duration::from_millis(200);
+const POLL_WAIT: Duration = Duration::from_millis(300);
 /// Milliseconds that a broker holds back an answer that says that there is nothing.
 const FETCH_WAIT_MS: &str = "250";
 /// Kilobytes and records of a partition that are fetched ahead: some tenths of a second of what a thread takes.
 const QUEUED_KBYTES: &str = "2048";
 const QUEUED_RECORDS: &str = "4000";
+/// Bytes of a partition in one answer, as they are compressed: what they are once they are not counts only towards the next answer, and
+/// all the partitions of a broker are in one.
+const FETCHED_BYTES: &str = "524288";
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two looks whether Kafka is back.
@@ -90,6 +93,7 @@ impl Intake {
         config.set("fetch.wait.max.ms", FETCH_WAIT_MS);
         // Of every partition so much is fetched ahead: there may be many.
         config.set("queued.max.messages.kbytes", QUEUED_KBYTES).set("queued.min.messages", QUEUED_RECORDS);
+        config.set("max.partition.fetch.bytes", FETCHED_BYTES);
         let consumer: Arc<BaseConsumer<Owner>> = Arc::new(config.create_with_context(owner)?);
         consumer.context().belongs_to(&consumer);
         let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));

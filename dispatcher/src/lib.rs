@@ -32,6 +32,8 @@ mod lane;
 mod life;
 mod metrics;
 mod open_batches;
+mod outcome_queue;
+mod outcome_record;
 mod outcomes;
 mod ownership;
 mod partition;
@@ -285,6 +287,8 @@ impl Parts {
 
     /// Drains and ends everything, in the order in which work flows.
     async fn stop(mut self, intakes: Vec<JoinHandle<()>>, drain_deadline: Duration) -> Result<(), Error> {
+        // A partition may be given up meanwhile, and its last commit shows only what is acknowledged by then.
+        self.outcomes.hurry();
         let life = Arc::clone(&self.life);
         let (router, batches) = (Arc::clone(&self.router), self.batches.take());
         let stopped = off_runtime(move || {

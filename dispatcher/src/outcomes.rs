@@ -1,95 +1,84 @@
 //! Producing outcomes. A delivery is settled when Kafka has acknowledged its outcome, and never before.
 //!
+//! One thread writes them, many at a time: each of them alone would wake the client's threads and be a request of its own. Until the
+//! client has room for it, an outcome is what it was made of, most of which it shares with the event; from then on only the client
+//! holds its bytes.
+//!
 //! An outcome that Kafka does not take is kept and produced again for as long as the dispatcher lives. Meanwhile
 //! no new record is taken, so what is kept stays within the budget of deliveries.
 
 use crate::{
-    budget::Permit,
     delivery::{Order, Settlement},
     kafka_health::KafkaHealth,
     metrics::Metrics,
-    partition::Receipt,
+    outcome_queue::{OutcomeQueue, Work},
+    outcome_record::{Settled, Unacknowledged, Untaken},
 };
-use floodway_runtime::{
-    clock,
-    kafka::{KafkaError, KafkaSettings},
-};
-use floodway_schemas::{
-    outcome::{KIND_HEADER, OUTCOME_VERSION, Outcome, OutcomeKind},
-    topic::Topic,
-};
+use floodway_runtime::kafka::{KafkaError, KafkaSettings};
+use floodway_schemas::{outcome::KIND_HEADER, topic::Topic};
 use rdkafka::{
-    ClientContext,
-    error::KafkaError as ClientError,
+    ClientContext, Message,
+    error::{KafkaError as ClientError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
 use std::{
-    borrow::Cow,
     collections::VecDeque,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
+    mem,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-/// Milliseconds that an outcome waits for others to be sent with. At a few hundred deliveries a second each would else be a request of
-/// its own, which cost more CPU than the delivery.
-const LINGER_MS: &str = "20";
+/// Milliseconds that the client waits for more to send with an outcome: for those that are written with it.
+const LINGER_MS: &str = "5";
+/// Kilobytes that the client holds at most: some tenths of a second of what it sends. What it has no room for shares its event with
+/// the event's other deliveries, and is not in memory twice.
+const QUEUED_KBYTES: &str = "16384";
+/// Pause before more is given to a client that has no room.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// First and longest pause before outcomes are produced again. Kafka's own message timeout comes on top.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// How often the thread that produces again looks whether it is to end.
+/// Room that is kept for the next outcome to be encoded in, in bytes; large events are rare.
+const KEPT_BYTES: usize = 64 * 1024;
+/// Longest wait for acknowledgements before it is looked whether outcomes were given back.
 const LOOK: Duration = Duration::from_millis(100);
+
+type Queue = OutcomeQueue<Settled, Untaken>;
 
 /// The producer of outcomes.
 pub(crate) struct Outcomes {
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    writer: Arc<Writer>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Shared {
+/// What the writing thread works with.
+struct Writer {
     kafka: KafkaSettings,
     topic: String,
     /// Replaced after a fatal error of the idempotent producer.
     producer: RwLock<Arc<ThreadedProducer<OutcomeContext>>>,
     context: OutcomeContext,
-    ended: AtomicBool,
-}
-
-/// An outcome on its way to Kafka, with what is held until it is there.
-struct Pending {
-    key: String,
-    payload: Vec<u8>,
-    kind: OutcomeKind,
-    receipt: Receipt,
-    _permit: Permit,
-    /// Kafka has not taken it at least once.
-    refused: AtomicBool,
 }
 
 #[derive(Clone)]
 struct OutcomeContext {
-    failed: Sender<Arc<Pending>>,
-    /// Outcomes that Kafka did not take, until it has them. Those on their way again count as well, or records would be taken with
-    /// every try.
-    stalled: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     health: Arc<KafkaHealth>,
 }
 
 impl OutcomeContext {
-    /// Hands an outcome that was not taken to the thread that produces again. The channel is bounded by the budget.
-    fn again(&self, pending: Arc<Pending>) {
-        if !pending.refused.swap(true, Ordering::AcqRel) {
-            self.stalled.fetch_add(1, Ordering::AcqRel);
+    /// Keeps a record that was not taken, to be produced again.
+    fn again(&self, key: &[u8], payload: &[u8], mut held: Unacknowledged) {
+        if !mem::replace(&mut held.was_refused, true) {
+            self.queue.refused();
         }
         self.metrics.outcome_retries.increment(1);
-        // Without a receiver the dispatcher is ending: the record stays unsettled for the next owner.
-        let _ = self.failed.send(pending);
+        self.queue.give_back(Untaken { key: key.to_vec(), payload: payload.to_vec(), held });
     }
 }
 
@@ -100,19 +89,19 @@ impl ClientContext for OutcomeContext {
 }
 
 impl ProducerContext for OutcomeContext {
-    type DeliveryOpaque = Arc<Pending>;
+    type DeliveryOpaque = Box<Unacknowledged>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, held: Box<Unacknowledged>) {
         match result {
             Ok(_) => {
-                pending.receipt.settle();
-                if pending.refused.load(Ordering::Acquire) {
-                    self.stalled.fetch_sub(1, Ordering::AcqRel);
+                held.receipt.settle();
+                if held.was_refused {
+                    self.queue.accepted();
                 }
             }
-            Err((error, _)) => {
+            Err((error, record)) => {
                 self.health.suspect("outcomes", &error.to_string());
-                self.again(pending);
+                self.again(record.key().unwrap_or_default(), record.payload().unwrap_or_default(), *held);
             }
         }
     }
@@ -125,94 +114,53 @@ impl Outcomes {
         metrics: Arc<Metrics>,
         health: Arc<KafkaHealth>,
     ) -> Result<Self, KafkaError> {
-        let (failed, receiver) = mpsc::channel();
-        let context = OutcomeContext { failed, stalled: Arc::default(), metrics, health };
-        let shared = Arc::new(Shared {
+        let queue = Arc::new(Queue::default());
+        let context = OutcomeContext { queue: Arc::clone(&queue), metrics, health };
+        let writer = Arc::new(Writer {
             kafka: kafka.clone(),
             topic: kafka.topic(Topic::Outcomes),
             producer: RwLock::new(Arc::new(new_producer(kafka, &context)?)),
             context,
-            ended: AtomicBool::new(false),
         });
-        let retrying = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("outcomes-again".to_owned())
-            .spawn(move || retrying.produce_again(&receiver))?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        let writing = Arc::clone(&writer);
+        let thread =
+            std::thread::Builder::new().name("outcomes".to_owned()).spawn(move || writing.write_all())?;
+        Ok(Self { queue, writer, thread: Mutex::new(Some(thread)) })
     }
 
     /// Produces the outcome of an order; never blocks and never fails for good.
-    pub(crate) fn produce(&self, order: Order, mut settlement: Settlement) {
-        let key;
-        let payload;
-        {
-            let exchange = settlement.verdict.exchange.take();
-            let Settlement { kind, verdict } = &settlement;
-            let event = &order.event;
-            let outcome = Outcome {
-                v: OUTCOME_VERSION,
-                cause: order.cause.clone(),
-                kind: *kind,
-                tenant: event.tenant,
-                subscription: order.subscription,
-                event_id: Cow::Borrowed(&event.id),
-                event_type: Cow::Borrowed(&event.event_type),
-                key: Cow::Borrowed(&event.key),
-                attempt: order.attempt,
-                since: order.since,
-                at: clock::now(),
-                not_before: verdict.not_before,
-                reason: verdict.reason,
-                status: verdict.status,
-                error: verdict.error,
-                detail: verdict.detail.as_deref().map(Cow::Borrowed),
-                duration_ms: verdict.duration_ms,
-                response: verdict.response.as_deref().map(Cow::Borrowed),
-                exchange,
-                record: order.record,
-                batch: event.batched(order.record && *kind == OutcomeKind::Delivered),
-                // The envelope was JSON when it was decoded.
-                event: match kind {
-                    OutcomeKind::Delivered => None,
-                    _ => serde_json::from_slice(&event.envelope).ok(),
-                },
-            };
-            key = outcome.record_key();
-            payload = match outcome.encode() {
-                Ok(payload) => payload,
-                Err(error) => {
-                    // Strings, numbers and JSON always encode; if not, the record is left to the next owner.
-                    tracing::error!(%error, "an outcome could not be encoded");
-                    return;
-                }
-            };
-        }
-        let pending = Arc::new(Pending {
-            key,
-            payload,
-            kind: settlement.kind,
-            receipt: order.receipt,
-            _permit: order.permit,
-            refused: AtomicBool::new(false),
-        });
-        if let Err(pending) = self.shared.send(pending) {
-            self.shared.context.again(pending);
-        }
+    pub(crate) fn produce(&self, order: Order, settlement: Settlement) {
+        self.queue.settle(Settled::now(order, settlement));
     }
 
     /// Whether there are outcomes that Kafka did not take: then no new records are to be taken.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.shared.context.stalled.load(Ordering::Acquire) > 0
+        self.queue.is_stalled()
+    }
+
+    /// Whether deliveries are settled faster than their outcomes are written: then no new records are to be taken for a moment.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.queue.is_crowded()
+    }
+
+    /// From here on no outcome waits for others to be written with.
+    pub(crate) fn hurry(&self) {
+        self.queue.hurry();
     }
 
     /// Waits until every outcome is acknowledged; returns whether that came true in time. Blocks the thread.
     pub(crate) fn flush(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
+        self.hurry();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let flushed = self.shared.producer().flush(left.min(LOOK)).is_ok();
-            if flushed && !self.is_stalled() {
-                return true;
+            // In this order: what is with the client now is acknowledged, or given back to the queue.
+            let is_written = self.queue.is_empty();
+            if self.writer.producer().flush(left.min(LOOK)).is_ok() {
+                if is_written && self.queue.is_empty() {
+                    return true;
+                }
+                std::thread::sleep(left.min(FULL_PAUSE));
             }
             if left.is_zero() {
                 return false;
@@ -225,76 +173,109 @@ impl Outcomes {
         self.abandon();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that produces outcomes again panicked");
+            tracing::error!("the thread that writes outcomes panicked");
         }
     }
 
     /// Gives up what was not acknowledged.
     pub(crate) fn abandon(&self) {
-        self.shared.ended.store(true, Ordering::Release);
+        self.queue.end();
     }
 }
 
-/// A producer of outcomes. Nobody waits for a single one, so many go into one request.
 fn new_producer(
     kafka: &KafkaSettings,
     context: &OutcomeContext,
 ) -> Result<ThreadedProducer<OutcomeContext>, ClientError> {
-    kafka.producer().set("linger.ms", LINGER_MS).create_with_context(context.clone())
+    kafka
+        .producer()
+        .set("linger.ms", LINGER_MS)
+        .set("queue.buffering.max.kbytes", QUEUED_KBYTES)
+        .create_with_context(context.clone())
 }
 
-impl Shared {
+impl Writer {
     fn producer(&self) -> Arc<ThreadedProducer<OutcomeContext>> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Enqueues an outcome; gives it back when the local queue is full.
-    fn send(&self, pending: Arc<Pending>) -> Result<(), Arc<Pending>> {
-        let held = Arc::clone(&pending);
-        let headers =
-            OwnedHeaders::new().insert(Header { key: KIND_HEADER, value: Some(held.kind.as_str()) });
-        let record = BaseRecord::with_opaque_to(&self.topic, pending)
-            .key(&held.key)
-            .payload(&held.payload)
-            .headers(headers);
-        self.producer().send(record).map_err(|(error, record)| {
-            self.context.health.suspect("outcomes", &error.to_string());
-            record.delivery_opaque
-        })
-    }
-
-    /// The body of the thread that produces again what Kafka did not take.
-    fn produce_again(&self, failed: &Receiver<Arc<Pending>>) {
-        let mut waiting = VecDeque::new();
-        let mut pause = MIN_PAUSE;
-        let mut resume_at = None;
-        while !self.ended.load(Ordering::Acquire) {
-            match failed.recv_timeout(LOOK) {
-                Ok(pending) => {
-                    waiting.push_back(pending);
-                    waiting.extend(failed.try_iter());
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+    /// The body of the thread.
+    fn write_all(&self) {
+        let mut work = Work::default();
+        let mut payload = Vec::new();
+        let mut again = Again::default();
+        loop {
+            let pause = if work.settled.is_empty() { again.left() } else { FULL_PAUSE };
+            if !self.context.queue.take(&mut work, pause) {
+                return;
             }
-            if waiting.is_empty() {
-                pause = MIN_PAUSE;
-                resume_at = None;
-                continue;
-            }
-            if Instant::now() < *resume_at.get_or_insert_with(|| Instant::now() + pause) {
-                continue;
-            }
-            resume_at = None;
-            pause = (pause * 2).min(MAX_PAUSE);
-            self.replace_after_fatal_error();
-            while let Some(pending) = waiting.pop_front() {
-                if let Err(pending) = self.send(pending) {
-                    waiting.push_front(pending);
+            while let Some(settled) = work.settled.pop_front() {
+                if let Err(settled) = self.write(settled, &mut payload) {
+                    work.settled.push_front(settled);
                     break;
                 }
             }
+            payload.shrink_to(KEPT_BYTES);
+            if again.is_time(!work.untaken.is_empty()) {
+                self.replace_after_fatal_error();
+                self.write_again(&mut work.untaken);
+            }
         }
+    }
+
+    /// Gives an outcome to the client; gives it back when the client has no room.
+    fn write(&self, settled: Settled, payload: &mut Vec<u8>) -> Result<(), Settled> {
+        // Strings, numbers and JSON always encode. If not, the record is left to the next owner, and the thread goes on.
+        let encoded = std::panic::catch_unwind(AssertUnwindSafe(|| settled.encode(payload)));
+        let Ok(Ok(key)) = encoded else {
+            tracing::error!("an outcome could not be encoded");
+            self.context.queue.sent();
+            return Ok(());
+        };
+        let Settled { order, settlement, at } = settled;
+        let Order { event, subscription, record, cause, attempt, since, receipt, permit } = order;
+        let held = Unacknowledged { kind: settlement.kind, receipt, permit, was_refused: false };
+        match self.send(key.as_bytes(), payload, held) {
+            Ok(()) => {}
+            Err((ClientError::MessageProduction(RDKafkaErrorCode::QueueFull), held)) => {
+                let Unacknowledged { receipt, permit, .. } = held;
+                let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
+                return Err(Settled { order, settlement, at });
+            }
+            Err((_, held)) => self.context.again(key.as_bytes(), payload, held),
+        }
+        self.context.queue.sent();
+        Ok(())
+    }
+
+    /// Gives as many records to the client again as it takes.
+    fn write_again(&self, untaken: &mut VecDeque<Untaken>) {
+        while let Some(Untaken { key, payload, held }) = untaken.pop_front() {
+            if let Err((_, held)) = self.send(&key, &payload, held) {
+                untaken.push_front(Untaken { key, payload, held });
+                return;
+            }
+        }
+    }
+
+    fn send(
+        &self,
+        key: &[u8],
+        payload: &[u8],
+        held: Unacknowledged,
+    ) -> Result<(), (ClientError, Unacknowledged)> {
+        let headers =
+            OwnedHeaders::new().insert(Header { key: KIND_HEADER, value: Some(held.kind.as_str()) });
+        let record = BaseRecord::with_opaque_to(&self.topic, Box::new(held))
+            .key(key)
+            .payload(payload)
+            .headers(headers);
+        self.producer().send(record).map_err(|(error, record)| {
+            if !matches!(error, ClientError::MessageProduction(RDKafkaErrorCode::QueueFull)) {
+                self.context.health.suspect("outcomes", &error.to_string());
+            }
+            (error, *record.delivery_opaque)
+        })
     }
 
     /// The idempotent producer is of no use after a fatal error: a new one takes its place. What the old one held comes back as failed.
@@ -309,16 +290,53 @@ impl Shared {
     }
 }
 
+/// When records that were not taken are produced again: after pauses that grow as long as there are any.
+struct Again {
+    pause: Duration,
+    at: Option<Instant>,
+}
+
+impl Default for Again {
+    fn default() -> Self {
+        Self { pause: MIN_PAUSE, at: None }
+    }
+}
+
+impl Again {
+    /// The time until then.
+    fn left(&self) -> Duration {
+        self.at.map_or(self.pause, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether it is time, when there are `any`.
+    fn is_time(&mut self, any: bool) -> bool {
+        if !any {
+            *self = Self::default();
+            return false;
+        }
+        let now = Instant::now();
+        let is_time = now >= *self.at.get_or_insert(now + self.pause);
+        if is_time {
+            self.at = None;
+            self.pause = (self.pause * 2).min(MAX_PAUSE);
+        }
+        is_time
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         budget::{Amount, Budget, Source},
-        partition::Partition,
+        partition::{Partition, Receipt},
         tracker::Progress,
     };
     use floodway_runtime::testing;
-    use floodway_schemas::ids::{RunId, TenantId};
+    use floodway_schemas::{
+        ids::{RunId, TenantId},
+        outcome::OutcomeKind,
+    };
     use rdkafka::{
         mocking::MockCluster,
         types::{RDKafkaApiKey, RDKafkaRespErr},
@@ -343,15 +361,13 @@ mod tests {
         let partition = Arc::new(Partition::new(0, RunId(Uuid::nil()), Progress::starting_at(0), 10));
         partition.receive(0, 1);
         let budget = Budget::new(Amount { count: 10, bytes: 1_000 });
-        let pending = Pending {
-            key: String::new(),
-            payload: b"{}".to_vec(),
+        let held = Unacknowledged {
             kind: OutcomeKind::Delivered,
             receipt: Receipt::new(&partition, 0),
-            _permit: budget.take(Source::Events, TenantId(Uuid::nil()), 10),
-            refused: AtomicBool::new(false),
+            permit: budget.take(Source::Events, TenantId(Uuid::nil()), 10),
+            was_refused: false,
         };
-        assert!(outcomes.shared.send(Arc::new(pending)).is_ok());
+        assert!(outcomes.writer.send(b"", b"{}", held).is_ok());
 
         let end = Instant::now() + DEADLINE;
         while !outcomes.is_stalled() {

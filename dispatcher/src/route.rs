@@ -39,6 +39,8 @@ const SPREAD: f64 = 0.2;
 
 /// How old the configuration may be for events to be matched against it. It is a second old at most while Kafka answers.
 const MAX_CONFIG_AGE: Duration = Duration::from_secs(10);
+/// Wait while deliveries are settled faster than their outcomes are written: a thousand of them, a part of those that wait.
+const CROWDED_WAIT: Duration = Duration::from_millis(10);
 /// Longest wait for room before a thread looks whether it is to end.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 
@@ -135,6 +137,11 @@ impl Router {
             Topic::Replays => Source::Replays,
             _ => Source::Events,
         };
+        if self.deliverer.outcomes.is_crowded() {
+            self.signal();
+            std::thread::sleep(CROWDED_WAIT);
+            return false;
+        }
         let budget = &self.deliverer.budget;
         budget.wait_for_room(source, Duration::ZERO) || {
             self.signal();

@@ -21,7 +21,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for a record before the thread looks at the shutdown token again.
-const POLL_WAIT: Duration = Duration::from_millis(200);
+const POLL_WAIT: Duration = Duration::from_millis(500);
+
+/// Milliseconds that the broker holds back an answer that says that there is nothing. A change is answered at once; the question for
+/// the end waits for this answer, for a broker answers a connection in order.
+const FETCH_WAIT_MS: &str = "250";
 
 /// Time between two questions for the end of the topic.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
@@ -78,6 +82,7 @@ impl ConfigFeed {
             // The client asks for a group's name even where none is joined.
             .set("group.id", kafka.group("config-feed"))
             .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .set("auto.offset.reset", "earliest")
             .create_with_context(FeedContext)?;
         let topic = kafka.topic(Topic::Config);
