@@ -40,6 +40,9 @@ const DEFAULT_TIMEOUT_MS: u32 = 15_000;
 /// Bounds of the longest attempt, in milliseconds: shorter ones fail healthy endpoints, longer ones hold connections.
 const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
 
+/// Bounds of a sample, one in so many: one in one is `all`, and one in a million is next to nothing.
+const SAMPLED: std::ops::RangeInclusive<u32> = 2..=1_000_000;
+
 /// A subscription to create.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -54,9 +57,10 @@ pub(crate) struct NewSubscription {
     name: Option<Name>,
     /// When failed deliveries are tried again; absent: the default schedule.
     retry: Option<Retry>,
-    /// What history keeps of successes: `counters` (the default) or `all`.
+    /// What history keeps of successes: `"counters"` (the default), their number; `"all"`, each; or `{"sampled": 100}`, one in so
+    /// many, 2 to 1,000,000, chosen by the event's id.
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "counters")]
+    #[schema(value_type = Option<serde_json::Value>, example = "counters")]
     history: History,
     /// Longest attempt in milliseconds, 100 to 60,000; default 15,000.
     timeout_ms: Option<u32>,
@@ -99,8 +103,8 @@ pub(crate) struct SubscriptionChange {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<Retry>)]
     retry: Option<Option<Retry>>,
-    /// What history keeps of successes: `counters` or `all`.
-    #[schema(value_type = Option<String>)]
+    /// What history keeps of successes: `"counters"`, `"all"` or `{"sampled": 100}`.
+    #[schema(value_type = Option<serde_json::Value>)]
     history: Option<History>,
     /// Longest attempt in milliseconds, 100 to 60,000.
     timeout_ms: Option<u32>,
@@ -210,8 +214,8 @@ pub(crate) struct SubscriptionView {
     active_from: Timestamp,
     /// When failed deliveries are tried again.
     retry: Retry,
-    /// What history keeps of successes.
-    #[schema(value_type = String, example = "counters")]
+    /// What history keeps of successes: `"counters"`, `"all"` or `{"sampled": 100}`.
+    #[schema(value_type = serde_json::Value, example = "counters")]
     history: History,
     /// Longest attempt, milliseconds.
     timeout_ms: u32,
@@ -341,7 +345,7 @@ fn new_row(
         active_from: new.active_from.map_or(now, |at| at.0),
         secrets: vec![secret],
         retry: checked_retry(new.retry)?,
-        history: new.history,
+        history: checked_history(new.history)?,
         timeout_ms: checked_timeout(new.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS))?,
         headers: delivery_headers::check(new.headers).map_err(Refusal::Invalid)?,
         format,
@@ -418,7 +422,7 @@ fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Re
         record.retry = checked_retry(retry)?;
     }
     if let Some(history) = wanted.history {
-        record.history = history;
+        record.history = checked_history(history)?;
     }
     if let Some(timeout_ms) = wanted.timeout_ms {
         record.timeout_ms = checked_timeout(timeout_ms)?;
@@ -486,6 +490,16 @@ fn check_format(format: Format, batch: Option<BatchPolicy>) -> Result<(), Refusa
             Err(Refusal::Invalid("batch needs format \"cloudevents\", and format is \"data\"".to_owned()))
         }
         _ => Ok(()),
+    }
+}
+
+fn checked_history(history: History) -> Result<History, Refusal> {
+    match history {
+        History::Sampled(one_in) if !SAMPLED.contains(&one_in.get()) => {
+            let (least, most) = (SAMPLED.start(), SAMPLED.end());
+            Err(Refusal::Invalid(format!("history: sampled is {one_in}, it must be from {least} to {most}")))
+        }
+        history => Ok(history),
     }
 }
 

@@ -20,7 +20,7 @@ use floodway_runtime::{clock, config_feed::Freshness};
 use floodway_schemas::{
     DecodeError, MAX_EVENT_BYTES, UnixMillis, array,
     batch::{self, BATCH_EVENTS, BatchPolicy, Member},
-    config::{History, SubscriptionState},
+    config::SubscriptionState,
     due::{Due, Origin},
     event::{Event, EventError},
     filter::Subject,
@@ -375,7 +375,7 @@ impl Router {
         let Step { cause, attempt, since, target } = step;
         let (subscription, record) = match &target {
             Target::Endpoint(endpoint) | Target::Undecided(endpoint, _) => {
-                (endpoint.subscription.id, endpoint.subscription.history == History::All)
+                (endpoint.subscription.id, endpoint.subscription.history.keeps(&event.id))
             }
             Target::Unknown(id) => (*id, false),
         };

@@ -197,6 +197,32 @@ pub enum History {
     Counters,
     /// Successes are kept row by row.
     All,
+    /// One success in so many is kept, by the event's id, see [`History::keeps`].
+    Sampled(NonZeroU32),
+}
+
+impl History {
+    /// Whether the success of an event's delivery gets a row. Depends on nothing but the id, so that an event is kept for all
+    /// subscriptions that sample alike or for none, whoever delivers it and how often.
+    pub fn keeps(self, event_id: &str) -> bool {
+        match self {
+            Self::Counters => false,
+            Self::All => true,
+            Self::Sampled(one_in) => spread(event_id).is_multiple_of(one_in.get().into()),
+        }
+    }
+}
+
+/// FNV-1a, then the last step of splitmix64: every bit of the id counts for every bit of the number. Written out here because
+/// it may never change: processes of different versions have to agree.
+fn spread(id: &str) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in id.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
 }
 
 /// What the body of a delivery looks like.
@@ -352,5 +378,30 @@ mod tests {
             1,
         );
         assert!(ConfigChange::decode(key.to_string().as_bytes(), Some(batch.as_bytes())).is_err());
+    }
+
+    #[test]
+    fn a_sample_is_the_same_everywhere_and_about_as_large_as_asked_for() {
+        let sampled = |one_in| History::Sampled(NonZeroU32::new(one_in).unwrap());
+        let kept = |history: History, ids: &mut dyn Iterator<Item = String>| {
+            ids.filter(|id| history.keeps(id)).count()
+        };
+        for one_in in [2, 10, 100] {
+            // Ids that differ in their last digits, and ids of a fixed width.
+            let numbers = kept(sampled(one_in), &mut (0..100_000).map(|n| format!("order-{n}")));
+            let uuids = kept(
+                sampled(one_in),
+                &mut (0..100_000u128).map(|n| uuid::Uuid::from_u128(n << 64 | 7).to_string()),
+            );
+            for found in [numbers, uuids] {
+                let expected = 100_000 / one_in as usize;
+                assert!(found.abs_diff(expected) < expected / 5, "{found} of {expected}");
+            }
+        }
+        assert!(History::All.keeps("x") && !History::Counters.keeps("x") && sampled(1).keeps("x"));
+        // Never to change.
+        assert_eq!(spread("order-1"), 0xedf2_3fc2_e07f_a9d3);
+        assert_eq!(serde_json::to_string(&sampled(100)).unwrap(), r#"{"sampled":100}"#);
+        assert_eq!(serde_json::from_str::<History>(r#""counters""#).unwrap(), History::Counters);
     }
 }

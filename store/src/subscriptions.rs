@@ -3,9 +3,10 @@
 use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
-    config::{CONFIG_VERSION, ConfigChange, ConfigKey, Subscription},
+    config::{CONFIG_VERSION, ConfigChange, ConfigKey, History, Subscription},
     ids::{SubscriptionId, TenantId},
 };
+use std::num::NonZeroU32;
 use tokio_postgres::{
     GenericClient, Row,
     types::{ToSql, Type},
@@ -29,9 +30,11 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
     let SubscriptionRow { record, name, created_at, updated_at } = row;
     let sql = "-- subscriptions::insert
         INSERT INTO subscription (id, tenant_id, name, url, types, state, active_from, secrets, retry, history,
-            timeout_ms, headers, format, version, created_at, updated_at, filter, batch)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
-    let parameters: [(&(dyn ToSql + Sync), Type); 18] = [
+            timeout_ms, headers, format, version, created_at, updated_at, filter, batch,
+            history_sample)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
+    let (history, history_sample) = history_columns(record.history)?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
         (&record.id.0, Type::UUID),
         (&record.tenant.0, Type::UUID),
         (name, Type::TEXT),
@@ -41,7 +44,7 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
         (&timestamp::parameter(record.active_from), Type::TIMESTAMPTZ),
         (&word::to_json(&record.secrets)?, Type::JSONB),
         (&word::to_json(&record.retry)?, Type::JSONB),
-        (&word::of(&record.history)?, Type::TEXT),
+        (&history, Type::TEXT),
         (&timeout_parameter(record.timeout_ms)?, Type::INT4),
         (&word::to_json(&record.headers)?, Type::JSONB),
         (&word::of(&record.format)?, Type::TEXT),
@@ -50,6 +53,7 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
         (&timestamp::parameter(*updated_at), Type::TIMESTAMPTZ),
         (&record.filter, Type::TEXT),
         (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
+        (&history_sample, Type::INT4),
     ];
     write.reader().execute_typed(sql, &parameters).await?;
     write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
@@ -66,9 +70,11 @@ pub async fn update(
     let record = &row.record;
     let sql = "-- subscriptions::update
         UPDATE subscription SET name = $2, url = $3, types = $4, state = $5, secrets = $6, retry = $7, history = $8,
-            timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14, batch = $15
+            timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14, batch = $15,
+            history_sample = $16
         WHERE id = $1";
-    let parameters: [(&(dyn ToSql + Sync), Type); 15] = [
+    let (history, history_sample) = history_columns(record.history)?;
+    let parameters: [(&(dyn ToSql + Sync), Type); 16] = [
         (&record.id.0, Type::UUID),
         (&row.name, Type::TEXT),
         (&record.url.as_str(), Type::TEXT),
@@ -76,7 +82,7 @@ pub async fn update(
         (&record.state.as_str(), Type::TEXT),
         (&word::to_json(&record.secrets)?, Type::JSONB),
         (&word::to_json(&record.retry)?, Type::JSONB),
-        (&word::of(&record.history)?, Type::TEXT),
+        (&history, Type::TEXT),
         (&timeout_parameter(record.timeout_ms)?, Type::INT4),
         (&word::to_json(&record.headers)?, Type::JSONB),
         (&word::of(&record.format)?, Type::TEXT),
@@ -84,6 +90,7 @@ pub async fn update(
         (&timestamp::parameter(row.updated_at), Type::TIMESTAMPTZ),
         (&record.filter, Type::TEXT),
         (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
+        (&history_sample, Type::INT4),
     ];
     if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("subscription"));
@@ -164,7 +171,7 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         active_from: timestamp::column(row, "active_from")?,
         secrets: word::read_json(row, "secrets")?,
         retry: word::read_json(row, "retry")?,
-        history: word::read(row, "history")?,
+        history: history_from_row(row)?,
         timeout_ms: timeout_ms.unsigned_abs(),
         headers: word::read_json(row, "headers")?,
         format: word::read(row, "format")?,
@@ -177,6 +184,30 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         created_at: timestamp::column(row, "created_at")?,
         updated_at: timestamp::column(row, "updated_at")?,
     })
+}
+
+/// The word, and one in how many.
+fn history_columns(history: History) -> Result<(&'static str, Option<i32>), Error> {
+    Ok(match history {
+        History::Counters => ("counters", None),
+        History::All => ("all", None),
+        History::Sampled(one_in) => {
+            let one_in = i32::try_from(one_in.get());
+            (
+                "sampled",
+                Some(one_in.map_err(|_| Error::Other("history_sample does not fit an integer".to_owned()))?),
+            )
+        }
+    })
+}
+
+fn history_from_row(row: &Row) -> Result<History, Error> {
+    if row.try_get::<_, &str>("history")? != "sampled" {
+        return word::read(row, "history");
+    }
+    let one_in: i32 = row.try_get("history_sample")?;
+    let one_in = NonZeroU32::new(one_in.unsigned_abs());
+    one_in.map(History::Sampled).ok_or_else(|| Error::Other("column history_sample holds 0".to_owned()))
 }
 
 fn timeout_parameter(timeout_ms: u32) -> Result<i32, Error> {

@@ -50,6 +50,13 @@ async fn a_subscription_is_published_with_its_secret_sealed_for_it() {
         (&json!("orders"), &json!("all"), &json!("cloudevents"))
     );
     assert!(shown.json.get("secret").is_none());
+    let shown = format!("{path}/{}", created.text("id"));
+    for history in [json!({"sampled": 100}), json!("counters"), json!({"sampled": 7})] {
+        let changed = world.plane.patch(&shown, &json!({"history": history}).to_string()).await;
+        assert_eq!((changed.status, &changed.json["history"]), (200, &history), "{changed:?}");
+        assert_eq!(world.plane.get(&shown).await.json["history"], history);
+        assert_eq!(serde_json::to_value(last_published(&world).await.history).unwrap(), history);
+    }
     world.end().await;
 }
 
@@ -136,6 +143,8 @@ async fn bad_subscriptions_are_refused_by_the_name_of_the_field() {
         (r#"{"url":"https://e.com/","timeout_ms":60001}"#.to_owned(), "timeout_ms"),
         (r#"{"url":"https://e.com/","headers":{"Webhook-Id":"x"}}"#.to_owned(), "headers.webhook-id"),
         (r#"{"url":"https://e.com/","history":"none"}"#.to_owned(), "history"),
+        (r#"{"url":"https://e.com/","history":{"sampled":1}}"#.to_owned(), "sampled is 1"),
+        (r#"{"url":"https://e.com/","history":{"sampled":0}}"#.to_owned(), "history"),
         (r#"{"url":"https://e.com/","format":"xml"}"#.to_owned(), "format"),
         (r#"{"url":"https://e.com/","filter":"data.total >"}"#.to_owned(), "filter: not a CEL expression"),
         (r#"{"url":"https://e.com/","filter":"order.total > 1"}"#.to_owned(), "\"order\" is unknown"),
