@@ -75,6 +75,12 @@ bench: ## Run the micro-benchmarks of the hot paths, then measure ingest and the
 	$(MAKE) loadtest ARGS="--profile full $(ARGS)"
 	$(MAKE) loadtest-dispatcher ARGS="--profile full $(ARGS)"
 
+.PHONY: bench-history
+bench-history: ## Fill a database with 10 million rows of history and time the API's queries (ARGS=1000000: fewer rows)
+	scripts/stack up
+	cargo build --release --locked --package floodway-store --example history
+	$(WITH_STACK) for step in "fill $(ARGS)" ask drop; do target/release/examples/history $$step; done
+
 .PHONY: k8s-check
 k8s-check: ## Validate the Kubernetes manifests against committed schemas and against the code
 	scripts/k8s-check

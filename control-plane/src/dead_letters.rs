@@ -1,12 +1,12 @@
 //! Dead letters: list, show, deliver again.
 
 use crate::{
-    deliveries::{history_cursor, history_page},
+    deliveries::{check_event, check_word, checked_error, checked_http_status},
     error::Refusal,
     extract::{Body, Ids, Parameters, Timestamp},
     metrics::ReplayKind,
     openapi::Problems,
-    page::{PageOf, checked_limit},
+    page::{PageOf, encode_cursor, history_part},
     replay::Delivery,
     routes::Api,
 };
@@ -17,9 +17,10 @@ use floodway_schemas::{
     config::SubscriptionState,
     due::RetryKey,
     ids::{ReplayId, SubscriptionId, TenantId},
+    outcome::DeadReason,
 };
 use floodway_store::{
-    dead_letters::{self, DeadLetter, DeadLetterFilter, DeadLetterSummary},
+    dead_letters::{self, DeadLetter, DeadLetterFilter, DeadLetterSummary, Place},
     replays, subscriptions, tenants,
 };
 use serde::{Deserialize, Serialize};
@@ -33,19 +34,38 @@ const MAX_IDS: usize = 1_000;
 /// Dead letters held in memory at once: each carries its event, up to 1 MiB.
 const BATCH: usize = 16;
 
-/// Which dead letters to list. Absent ones do not restrict.
-#[derive(Debug, Deserialize, IntoParams)]
+/// Most dead letters that a count goes up to: beyond it, it is known that they are many.
+const MAX_COUNTED: usize = 10_000;
+
+/// Which dead letters. Absent fields do not restrict.
+#[derive(Debug, Deserialize, IntoParams, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeadLetterQuery {
     /// Of this subscription.
     #[param(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>)]
     subscription: Option<SubscriptionId>,
+    /// Of the event with this id, alone or in a batch.
+    event_id: Option<String>,
+    /// Of events of exactly this type.
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    /// Given up for this reason, such as `attempts_exhausted`.
+    reason: Option<String>,
+    /// Whose last answer had this HTTP status.
+    http_status: Option<u16>,
+    /// Whose last failure was of this class, such as `timeout`.
+    error: Option<String>,
+    /// Whether it was asked to be delivered again.
+    replayed: Option<bool>,
     /// Recorded at this instant or later.
     #[param(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     from: Option<Timestamp>,
     /// Recorded before this instant.
     #[param(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime)]
     to: Option<Timestamp>,
     /// `next_cursor` of the page before; absent for the first.
     cursor: Option<String>,
@@ -136,20 +156,63 @@ pub(crate) async fn list_dead_letters(
     Ids(tenant): Ids<TenantId>,
     Parameters(query): Parameters<DeadLetterQuery>,
 ) -> Result<Json<PageOf<DeadLetterView>>, Refusal> {
-    let limit = checked_limit(query.limit)?;
-    let cursor = history_cursor(query.cursor.as_deref())?;
-    let filter = DeadLetterFilter {
-        tenant,
-        subscription: query.subscription,
-        from: query.from.map(|at| at.0),
-        to: query.to.map(|at| at.0),
-    };
-    let client = api.pool.get().await?;
-    tenants::get(&**client, tenant).await?;
-    let mut page: PageOf<DeadLetterView> =
-        history_page(dead_letters::list(&client, &filter, cursor, limit).await?);
+    let (cursor, limit) = history_part(query.cursor.as_deref(), query.limit)?;
+    let filter = query.filter(tenant)?;
+    let client = api.history.of_tenant(tenant).await?;
+    let mut page: PageOf<DeadLetterView> = dead_letters::list(&client, &filter, cursor, limit).await?.into();
     add_marks(&client, &mut page.items).await?;
     Ok(Json(page))
+}
+
+impl DeadLetterQuery {
+    fn filter(self, tenant: TenantId) -> Result<DeadLetterFilter, Refusal> {
+        check_event(self.event_id.as_deref(), self.event_type.as_deref())?;
+        check_word("reason", self.reason.as_deref(), &DeadReason::ALL.map(DeadReason::as_str))?;
+        Ok(DeadLetterFilter {
+            tenant,
+            subscription: self.subscription,
+            event_id: self.event_id,
+            event_type: self.event_type,
+            reason: self.reason,
+            status: checked_http_status(self.http_status)?,
+            error: checked_error(self.error)?,
+            replayed: self.replayed,
+            from: self.from.map(|at| at.0),
+            to: self.to.map(|at| at.0),
+        })
+    }
+}
+
+/// How many dead letters there are.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeadLetterCount {
+    /// How many were found.
+    count: usize,
+    /// Whether these are all. Otherwise there are more than 10,000, or finding them takes long.
+    complete: bool,
+}
+
+/// Count dead letters, as a preview of a replay
+///
+/// Takes the same filters as the list. With `cursor`, what comes after it is counted; `limit` is not taken.
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/dead-letters/count", tag = "dead letters",
+    params(("tenant" = Uuid, Path), DeadLetterQuery),
+    responses((status = 200, description = "Counted", body = DeadLetterCount), Problems)
+)]
+pub(crate) async fn count_dead_letters(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Parameters(query): Parameters<DeadLetterQuery>,
+) -> Result<Json<DeadLetterCount>, Refusal> {
+    if query.limit.is_some() {
+        return Err(Refusal::Invalid(format!("limit is not taken here, a count goes up to {MAX_COUNTED}")));
+    }
+    let (cursor, _) = history_part(query.cursor.as_deref(), None)?;
+    let filter = query.filter(tenant)?;
+    let client = api.history.of_tenant(tenant).await?;
+    let found = dead_letters::places(&client, &filter, cursor, MAX_COUNTED).await?;
+    Ok(Json(DeadLetterCount { count: found.items.len(), complete: found.next_cursor.is_none() }))
 }
 
 /// Show a dead letter with its event
@@ -269,6 +332,81 @@ pub(crate) async fn replay_dead_letters(
     }
     let not_found = ids.iter().filter(|id| !found.contains(id)).map(ToString::to_string).collect();
     Ok((StatusCode::ACCEPTED, Json(ReplayManyRequested { replay_id, count: found.len(), not_found })))
+}
+
+/// Dead letters on their way, and where to go on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ReplayMatchingRequested {
+    /// The request, as deliveries name it.
+    #[schema(value_type = Uuid)]
+    replay_id: ReplayId,
+    /// How many are on their way.
+    count: usize,
+    /// How many were passed over because their subscription is disabled or was deleted.
+    skipped: usize,
+    /// What to send as `cursor` to go on with the next ones, which are older; null: there are none.
+    next_cursor: Option<String>,
+}
+
+/// Deliver the dead letters that a filter matches again
+///
+/// The newest come first, at most `limit` of them; asking again with `next_cursor` goes on. Dead letters that come into being
+/// meanwhile are newer than that, so going on ends. `replayed: false` leaves out what was asked for before.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/dead-letters/replay-matching", tag = "dead letters",
+    params(("tenant" = Uuid, Path)), request_body = DeadLetterQuery,
+    responses((status = 202, description = "On its way", body = ReplayMatchingRequested), Problems)
+)]
+pub(crate) async fn replay_matching_dead_letters(
+    State(api): State<Api>,
+    Ids(tenant): Ids<TenantId>,
+    Body(query): Body<DeadLetterQuery>,
+) -> Result<(StatusCode, Json<ReplayMatchingRequested>), Refusal> {
+    let (cursor, limit) = history_part(query.cursor.as_deref(), query.limit)?;
+    let filter = query.filter(tenant)?;
+    let (replay_id, now) = (ReplayId(Uuid::now_v7()), clock::now());
+    // From the primary: a replica may not have the marks of a moment ago.
+    let client = api.pool.get().await?;
+    tenants::get(&**client, tenant).await?;
+    let found = dead_letters::places(&client, &filter, cursor, limit).await?;
+    let ids = deliverable(&client, tenant, &found.items).await?;
+    drop(client);
+    let mut written = HashSet::with_capacity(ids.len());
+    for batch in ids.chunks(BATCH) {
+        let result = replay_batch(&api, tenant, replay_id, batch, now, &mut written).await;
+        if let Err(refusal) = result {
+            return Err(interrupted(refusal, written.len(), ids.len(), replay_id));
+        }
+    }
+    let skipped = found.items.len() - ids.len();
+    let next_cursor = found.next_cursor.map(|place| encode_cursor(place.as_bytes()));
+    let answer = ReplayMatchingRequested { replay_id, count: written.len(), skipped, next_cursor };
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// Those of some dead letters whose subscription can take them.
+async fn deliverable(
+    client: &floodway_store::pool::Client,
+    tenant: TenantId,
+    places: &[Place],
+) -> Result<Vec<RetryKey>, Refusal> {
+    let mut receivers: HashMap<SubscriptionId, bool> = HashMap::new();
+    let mut ids = Vec::with_capacity(places.len());
+    for place in places {
+        let can_take = match receivers.get(&place.subscription) {
+            Some(known) => *known,
+            None => match check_receiver(client, tenant, place.subscription).await {
+                Ok(()) => true,
+                Err(Refusal::Conflict(_)) => false,
+                Err(refusal) => return Err(refusal),
+            },
+        };
+        receivers.insert(place.subscription, can_take);
+        if can_take {
+            ids.push(place.id());
+        }
+    }
+    Ok(ids)
 }
 
 /// The refusal, and what was done before it: those are delivered, whatever the answer's status.

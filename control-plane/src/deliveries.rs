@@ -4,18 +4,18 @@ use crate::{
     error::Refusal,
     extract::{Ids, Parameters, Timestamp},
     openapi::Problems,
-    page::{PageOf, checked_limit, decode_cursor, encode_cursor, invalid_cursor},
+    page::{PageOf, history_part},
     routes::Api,
 };
 use axum::{Json, extract::State};
 use floodway_schemas::{
     exchange::{Exchange, Header, Timings},
     ids::{SubscriptionId, TenantId, is_text_id},
+    outcome::ErrorClass,
 };
 use floodway_store::{
-    deliveries::{self, CountFilter, Delivery, DeliveryFilter, SubscriptionCounts},
-    page::{HistoryCursor, Page},
-    tenants,
+    counts::{self, CountFilter, SubscriptionCounts},
+    deliveries::{self, Delivery, DeliveryFilter},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -38,6 +38,10 @@ pub(crate) struct DeliveryQuery {
     /// Of events of exactly this type, alone or in a batch.
     #[serde(rename = "type")]
     event_type: Option<String>,
+    /// Answered with this HTTP status.
+    http_status: Option<u16>,
+    /// Failed with this class of error, such as `timeout`.
+    error: Option<String>,
     /// Recorded at this instant or later.
     #[param(value_type = Option<String>, format = DateTime)]
     from: Option<Timestamp>,
@@ -175,46 +179,59 @@ pub(crate) async fn list_deliveries(
     Ids(tenant): Ids<TenantId>,
     Parameters(query): Parameters<DeliveryQuery>,
 ) -> Result<Json<PageOf<DeliveryView>>, Refusal> {
-    let limit = checked_limit(query.limit)?;
-    let cursor = history_cursor(query.cursor.as_deref())?;
-    if let Some(status) = query.status.as_deref().filter(|status| !KINDS.contains(status)) {
-        let shown: String = status.chars().take(32).collect();
-        return Err(Refusal::Invalid(format!("status is {shown:?}, it must be one of {}", KINDS.join(", "))));
-    }
-    for (name, value) in [("event_id", &query.event_id), ("type", &query.event_type)] {
-        if value.as_deref().is_some_and(|text| !is_text_id(text)) {
-            return Err(Refusal::Invalid(format!("{name} is nothing that an event could have")));
-        }
-    }
+    let (cursor, limit) = history_part(query.cursor.as_deref(), query.limit)?;
+    check_word("status", query.status.as_deref(), &KINDS)?;
+    check_event(query.event_id.as_deref(), query.event_type.as_deref())?;
     let filter = DeliveryFilter {
         tenant,
         subscription: query.subscription,
         kind: query.status,
         event_id: query.event_id,
         event_type: query.event_type,
+        status: checked_http_status(query.http_status)?,
+        error: checked_error(query.error)?,
         from: query.from.map(|at| at.0),
         to: query.to.map(|at| at.0),
     };
-    let client = api.pool.get().await?;
-    tenants::get(&**client, tenant).await?;
-    let page = deliveries::list(&client, &filter, cursor, limit).await?;
-    Ok(Json(history_page(page)))
+    let client = api.history.of_tenant(tenant).await?;
+    Ok(Json(deliveries::list(&client, &filter, cursor, limit).await?.into()))
 }
 
-/// The place that an opaque cursor of a history list stands for.
-pub(crate) fn history_cursor(cursor: Option<&str>) -> Result<Option<HistoryCursor>, Refusal> {
-    let Some(cursor) = cursor else { return Ok(None) };
-    let bytes = decode_cursor(cursor)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| invalid_cursor())?;
-    text.parse().map(Some).map_err(|_| invalid_cursor())
-}
-
-/// A page of history as clients see it.
-pub(crate) fn history_page<R, T: From<R>>(page: Page<R>) -> PageOf<T> {
-    PageOf {
-        items: page.items.into_iter().map(T::from).collect(),
-        next_cursor: page.next_cursor.map(|place| encode_cursor(place.as_bytes())),
+/// Refuses a word that is none of `words`.
+pub(crate) fn check_word(name: &str, word: Option<&str>, words: &[&str]) -> Result<(), Refusal> {
+    match word.filter(|word| !words.contains(word)) {
+        None => Ok(()),
+        Some(word) => {
+            let shown: String = word.chars().take(32).collect();
+            Err(Refusal::Invalid(format!("{name} is {shown:?}, it must be one of {}", words.join(", "))))
+        }
     }
+}
+
+/// Refuses an id or a type that no event has.
+pub(crate) fn check_event(id: Option<&str>, event_type: Option<&str>) -> Result<(), Refusal> {
+    for (name, value) in [("event_id", id), ("type", event_type)] {
+        if value.is_some_and(|text| !is_text_id(text)) {
+            return Err(Refusal::Invalid(format!("{name} is nothing that an event could have")));
+        }
+    }
+    Ok(())
+}
+
+/// An HTTP status to look for.
+pub(crate) fn checked_http_status(status: Option<u16>) -> Result<Option<i32>, Refusal> {
+    match status {
+        Some(status) if !(100..600).contains(&status) => {
+            Err(Refusal::Invalid(format!("http_status is {status}, it must be from 100 to 599")))
+        }
+        status => Ok(status.map(i32::from)),
+    }
+}
+
+/// A class of failure to look for.
+pub(crate) fn checked_error(error: Option<String>) -> Result<Option<String>, Refusal> {
+    check_word("error", error.as_deref(), &ErrorClass::ALL.map(ErrorClass::as_str))?;
+    Ok(error)
 }
 
 /// Which outcomes to count. Absent ones do not restrict.
@@ -236,6 +253,13 @@ pub(crate) struct CountQuery {
 /// Numbers of outcomes by subscription.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Counts {
+    /// From when on they were counted: `from`, moved back to a whole minute, hour or day. Minutes can be told apart for two
+    /// days, hours for thirty. Null: from the first.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    from: Option<Timestamp>,
+    /// Until when, exclusive: `to`, moved forward in the same way. Null: until now.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    to: Option<Timestamp>,
     /// One for each subscription that had an outcome.
     items: Vec<CountView>,
 }
@@ -288,8 +312,11 @@ pub(crate) async fn count_deliveries(
         from: query.from.map(|at| at.0),
         to: query.to.map(|at| at.0),
     };
-    let client = api.pool.get().await?;
-    tenants::get(&**client, tenant).await?;
-    let counts = deliveries::counts(&client, &filter).await?;
-    Ok(Json(Counts { items: counts.into_iter().map(CountView::from).collect() }))
+    let mut client = api.history.of_tenant(tenant).await?;
+    let counts = counts::count(&mut client, &filter).await?;
+    Ok(Json(Counts {
+        from: counts.from.map(Timestamp),
+        to: counts.to.map(Timestamp),
+        items: counts.subscriptions.into_iter().map(CountView::from).collect(),
+    }))
 }

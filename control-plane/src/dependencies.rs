@@ -1,9 +1,9 @@
 //! Watches what the control plane depends on, so that health tells the truth while nobody asks for anything.
 
-use crate::records::Records;
+use crate::{history_reads::Replica, records::Records};
 use floodway_runtime::{health::Component, kafka::KafkaSettings, topics};
 use floodway_schemas::topic::Topic;
-use floodway_store::{Pool, migrate::check_schema};
+use floodway_store::{Error, Pool, migrate::check_schema, replica};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,9 @@ pub(crate) const TOPICS: [Topic; 3] = [Topic::Config, Topic::Replays, Topic::Out
 
 /// How often each dependency is looked at.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How far a replica may be behind: history that is older than this surprises people who look for what just happened.
+const MAX_LAG: Duration = Duration::from_secs(30);
 
 /// Reports on PostgreSQL until `stop` is cancelled.
 pub(crate) async fn watch_postgresql(pool: Pool, component: Component, stop: CancellationToken) {
@@ -25,6 +28,31 @@ pub(crate) async fn watch_postgresql(pool: Pool, component: Component, stop: Can
         }
     };
     stop.run_until_cancelled(probe).await;
+}
+
+/// Reports on a read replica until `stop` is cancelled, and decides whether it is asked.
+pub(crate) async fn watch_replica(replica: Replica, component: Component, stop: CancellationToken) {
+    let probe = async {
+        loop {
+            let problem = match lag_of(&replica.pool).await {
+                Ok(lag) if lag <= MAX_LAG => None,
+                Ok(lag) => Some(format!("it is {} s behind", lag.as_secs())),
+                Err(error) => Some(error.to_string()),
+            };
+            replica.set_usable(problem.is_none());
+            match problem {
+                None => component.up(),
+                Some(problem) => component.down(format!("history is read from the primary: {problem}")),
+            }
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+    };
+    stop.run_until_cancelled(probe).await;
+}
+
+async fn lag_of(pool: &Pool) -> Result<Duration, Error> {
+    check_schema(pool).await?;
+    replica::lag(&pool.get().await?).await
 }
 
 /// Reports on Kafka until `stop` is cancelled. It is not up before the topics were found to be right, which ends

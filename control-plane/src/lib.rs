@@ -18,6 +18,7 @@ mod endpoint_url;
 pub mod error;
 mod extract;
 mod fenced;
+pub mod history_reads;
 mod metrics;
 mod openapi;
 mod page;
@@ -35,6 +36,7 @@ mod test_event;
 
 pub use config::Settings;
 pub use error::Error;
+pub use history_reads::Databases;
 
 use auth::AdminKey;
 use axum::Router;
@@ -47,6 +49,7 @@ use floodway_runtime::{
 };
 use floodway_schemas::topic::Topic;
 use floodway_store::{Pool, migrate::check_schema};
+use history_reads::{HistoryReads, Replica};
 use publish::Publisher;
 use records::Records;
 use replay::Replays;
@@ -69,6 +72,7 @@ pub struct ControlPlane {
     publication: publish::Publication,
     records: Records,
     postgresql: Component,
+    replica: Option<(Replica, Component)>,
     kafka: Component,
 }
 
@@ -85,7 +89,13 @@ impl ControlPlane {
     /// # Errors
     /// [`Error::Setting`] naming the setting, [`Error::Topics`] when topics are missing or wrong, [`Error::Store`] when
     /// the database's schema is not this version's.
-    pub async fn bind(settings: Settings, context: Context, pool: Pool) -> Result<Self, Error> {
+    pub async fn bind(
+        settings: Settings,
+        context: Context,
+        databases: impl Into<Databases>,
+    ) -> Result<Self, Error> {
+        let databases = databases.into();
+        let (pool, history) = (databases.primary.clone(), HistoryReads::new(&databases));
         settings.validate().map_err(Error::Setting)?;
         let Some(admin_key) = &settings.admin_key else {
             return Err(Error::Setting("control_plane.admin_key is required".to_owned()));
@@ -95,6 +105,8 @@ impl ControlPlane {
         let topics_checked = check_dependencies(&context, &pool).await?;
         let (postgresql, kafka) =
             (context.health.component("postgresql", true), context.health.component("kafka", true));
+        let replica =
+            history.replica().map(|replica| (replica, context.health.component("postgresql_replica", false)));
         let records = Records::new(&context.kafka).map_err(KafkaError::from)?;
         let (publisher, publication) = Publisher::new(
             pool.clone(),
@@ -106,6 +118,7 @@ impl ControlPlane {
         );
         let api = Api {
             pool: pool.clone(),
+            history: history.clone(),
             publication: publication.clone(),
             replays: Replays::new(records.clone(), context.kafka.topic(Topic::Replays)),
             sealing: Arc::clone(&context.sealing),
@@ -127,6 +140,7 @@ impl ControlPlane {
             publication,
             records,
             postgresql,
+            replica,
             kafka,
         })
     }
@@ -159,6 +173,9 @@ impl ControlPlane {
             }
         });
         tasks.spawn(dependencies::watch_postgresql(self.pool.clone(), self.postgresql, drained.clone()));
+        if let Some((replica, component)) = self.replica {
+            tasks.spawn(dependencies::watch_replica(replica, component, drained.clone()));
+        }
         tasks.spawn(dependencies::watch_kafka(
             self.context.kafka.clone(),
             self.records.clone(),

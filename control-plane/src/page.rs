@@ -2,6 +2,7 @@
 
 use crate::error::Refusal;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use floodway_store::page::{HistoryCursor, Page};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -25,7 +26,7 @@ pub(crate) struct PageQuery {
 /// A part of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PageOf<T> {
-    /// In the list's order.
+    /// In the list's order. May be fewer than asked for although there are more: `next_cursor` alone tells.
     pub(crate) items: Vec<T>,
     /// Where the next page starts; null on the last one.
     pub(crate) next_cursor: Option<String>,
@@ -67,6 +68,28 @@ pub(crate) fn encode_cursor(place: &[u8]) -> String {
 /// A cursor that this list did not give out.
 pub(crate) fn invalid_cursor() -> Refusal {
     Refusal::Invalid("cursor is not one that this list returned as next_cursor".to_owned())
+}
+
+/// Which part of a list by time: the place that it comes after, and how many items.
+pub(crate) fn history_part(
+    cursor: Option<&str>,
+    limit: Option<u32>,
+) -> Result<(Option<HistoryCursor>, usize), Refusal> {
+    let place = |cursor| {
+        let bytes = decode_cursor(cursor)?;
+        std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(invalid_cursor)
+    };
+    Ok((cursor.map(place).transpose()?, checked_limit(limit)?))
+}
+
+/// A page of a list by time as clients see it.
+impl<R, T: From<R>> From<Page<R>> for PageOf<T> {
+    fn from(page: Page<R>) -> Self {
+        Self {
+            items: page.items.into_iter().map(T::from).collect(),
+            next_cursor: page.next_cursor.map(|place| encode_cursor(place.as_bytes())),
+        }
+    }
 }
 
 impl<T> PageOf<T> {

@@ -8,6 +8,7 @@ use crate::{
     endpoint_url::EndpointRules,
     error::Refusal,
     extract::BODY_DEADLINE,
+    history_reads::HistoryReads,
     metrics,
     openapi::{self, Description},
     publish::Publication,
@@ -54,6 +55,7 @@ const _: () = assert!(
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) pool: Pool,
+    pub(crate) history: HistoryReads,
     pub(crate) publication: Publication,
     pub(crate) replays: Replays,
     pub(crate) sealing: Arc<SealingKeys>,
@@ -135,6 +137,8 @@ fn documented_routes() -> OpenApiRouter<Api> {
         .routes(routes!(dead_letters::get_dead_letter))
         .routes(routes!(dead_letters::replay_dead_letter))
         .routes(routes!(dead_letters::replay_dead_letters))
+        .routes(routes!(dead_letters::count_dead_letters))
+        .routes(routes!(dead_letters::replay_matching_dead_letters))
 }
 
 async fn serve_description(json: Arc<str>) -> Response {

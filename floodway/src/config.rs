@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     /// `FLOODWAY_DATABASE_DIRECT_URL`: the same database past a pooler that `database_url` leads through, such as PgBouncer
     /// in transaction mode: for session locks and migrations. Default: there is no pooler.
     pub(crate) database_direct_url: Option<SecretString>,
+    /// `FLOODWAY_DATABASE_REPLICA_URL`: a read replica of it, for the control plane's queries of history.
+    pub(crate) database_replica_url: Option<SecretString>,
     /// `FLOODWAY_SEALING_KEY`: `<id>:<base64 of 32 bytes>`, several separated by commas; the first one seals. For the
     /// dispatcher and the control plane.
     pub(crate) sealing_key: Option<SecretString>,
@@ -54,6 +56,7 @@ impl Default for Settings {
             topic_prefix: TopicPrefix::default(),
             database_url: None,
             database_direct_url: None,
+            database_replica_url: None,
             sealing_key: None,
             log: "info".to_owned(),
             log_format: LogFormat::default(),
@@ -80,6 +83,7 @@ impl Settings {
         if self.database_url.is_some() || self.database_direct_url.is_some() {
             self.database_pool("floodway", 1)?;
         }
+        self.database_replica_url()?;
         for role in roles {
             match role {
                 Role::Ingest => self.ingest.validate().map_err(Error::settings)?,
@@ -138,6 +142,13 @@ impl Settings {
         self.database_url.as_ref().ok_or_else(|| Error::missing(DATABASE_URL, form))
     }
 
+    /// Where its read replica is, if there is one.
+    pub(crate) fn database_replica_url(&self) -> Result<Option<&SecretString>, Error> {
+        let Some(url) = &self.database_replica_url else { return Ok(None) };
+        Pool::new(url, "floodway", 1).map_err(|error| unreadable(DATABASE_REPLICA_URL, &error))?;
+        Ok(Some(url))
+    }
+
     /// The keys that seal and open secrets.
     pub(crate) fn sealing_keys(&self) -> Result<SealingKeys, Error> {
         let name = "sealing_key (FLOODWAY_SEALING_KEY)";
@@ -149,6 +160,7 @@ impl Settings {
 
 const DATABASE_URL: &str = "database_url (FLOODWAY_DATABASE_URL)";
 const DATABASE_DIRECT_URL: &str = "database_direct_url (FLOODWAY_DATABASE_DIRECT_URL)";
+const DATABASE_REPLICA_URL: &str = "database_replica_url (FLOODWAY_DATABASE_REPLICA_URL)";
 
 fn unreadable(setting: &str, error: &floodway_store::Error) -> Error {
     Error::settings(format!("setting {setting}: {error}"))

@@ -1,7 +1,7 @@
 //! The life of a process that runs one or more roles: bind all, run all, drain all.
 
 use crate::{config::Settings, error::Error};
-use floodway_control_plane::ControlPlane;
+use floodway_control_plane::{ControlPlane, Databases};
 use floodway_dispatcher::Dispatcher;
 use floodway_ingest::Ingest;
 use floodway_retry_scheduler::RetryScheduler;
@@ -12,7 +12,10 @@ use floodway_runtime::{
     shutdown,
 };
 use floodway_schemas::seal::SealingKeys;
-use floodway_store::{Pool, pool::DEFAULT_POOL_SIZE};
+use floodway_store::{
+    Pool,
+    pool::{DEFAULT_POOL_SIZE, READ_POOL_SIZE},
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -152,8 +155,8 @@ async fn start(
             running.spawn(async move { scheduler.run().await.map_err(|error| failed(role, &error)) });
         }
         Role::ControlPlane => {
-            let pool = pool(settings, role)?;
-            let control_plane = ControlPlane::bind(settings.control_plane.clone(), context, pool)
+            let databases = databases(settings, role)?;
+            let control_plane = ControlPlane::bind(settings.control_plane.clone(), context, databases)
                 .await
                 .map_err(Error::settings)?;
             tracing::info!(address = %control_plane.address(), "control plane serves its API");
@@ -165,6 +168,18 @@ async fn start(
 
 fn pool(settings: &Settings, role: Role) -> Result<Pool, Error> {
     settings.database_pool(&format!("floodway-{}", role.name()), DEFAULT_POOL_SIZE)
+}
+
+/// The control plane's pools: one for its own tables, one for reading history, one for the replica.
+fn databases(settings: &Settings, role: Role) -> Result<Databases, Error> {
+    let name = format!("floodway-{}-reads", role.name());
+    let reads = |url| Pool::read_only(url, &name, READ_POOL_SIZE).map_err(Error::settings);
+    Ok(Databases {
+        primary: pool(settings, role)?,
+        // Past a pooler, which takes no options of a session.
+        reads: reads(settings.database_direct_url()?)?,
+        replica: settings.database_replica_url()?.map(reads).transpose()?,
+    })
 }
 
 fn failed(role: Role, error: &dyn std::error::Error) -> Error {

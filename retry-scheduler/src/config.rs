@@ -68,7 +68,8 @@ pub struct Settings {
     /// `FLOODWAY_RETRY_SCHEDULER__HISTORY_RETENTION`: how long history is kept; default `183days`.
     #[serde(with = "humantime_serde")]
     pub history_retention: Duration,
-    /// `FLOODWAY_RETRY_SCHEDULER__COUNTS_RETENTION`: how long counts are kept; default `396days`.
+    /// `FLOODWAY_RETRY_SCHEDULER__COUNTS_RETENTION`: how long counts by day are kept; default `396days`. By
+    /// minute they are kept for two days, by hour for thirty.
     #[serde(with = "humantime_serde")]
     pub counts_retention: Duration,
     /// `FLOODWAY_RETRY_SCHEDULER__DEAD_LETTER_RETENTION`: how long dead letters are kept; default `183days`.

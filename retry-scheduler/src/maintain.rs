@@ -2,7 +2,9 @@
 //! connection of its own that ends with the pass.
 
 use crate::{circuit::Turn, dependency::Reporter, shard::Shared};
-use floodway_store::{Error, partitions, partitions::Report, retry};
+use floodway_store::{
+    Error, count_levels, delivery_indexes, partitions, partitions::Report, pool::DedicatedClient, retry,
+};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -75,6 +77,7 @@ async fn pass(shared: &Shared) -> Result<Duration, Error> {
         tracing::warn!(%reason, "a partition could not be dropped for now: {reason}");
     }
     shared.metrics.pending_estimate.set(retry::stored_estimate(&client).await?);
+    settle_history(&mut client).await?;
     Ok(ahead)
 }
 
@@ -92,6 +95,20 @@ fn report_ahead(shared: &Shared, ahead: Duration) {
             "partitions end in {hours} hours: see docs/runbooks/partition-maintenance-behind.md"
         );
     }
+}
+
+/// Sums up the counts of periods that have ended, and indexes hours of history that have closed. After the partitions, for
+/// this can take minutes, and nothing waits for it.
+async fn settle_history(client: &mut DedicatedClient) -> Result<(), Error> {
+    let rolled_up = count_levels::roll_up(client).await?;
+    if rolled_up.hours > 0 {
+        tracing::info!(hours = rolled_up.hours, days = rolled_up.days, "counts were rolled up");
+    }
+    let built = delivery_indexes::build(client).await?;
+    if !built.is_empty() {
+        tracing::info!(?built, "history was indexed");
+    }
+    Ok(())
 }
 
 /// Shards whose partition is gone, because `outcomes` was made anew with fewer: nobody owns them, so their retries stay

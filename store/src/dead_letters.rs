@@ -2,18 +2,28 @@
 
 use crate::{
     DbInstant, Error,
-    page::{HistoryCursor, Page},
+    page::{HistoryCursor, Page, Walk},
+    partitions::{self, Table},
 };
 use floodway_schemas::{
     UnixMillis,
     due::RetryKey,
     ids::{SubscriptionId, TenantId},
 };
+use std::time::Duration;
 use tokio_postgres::{
     Row,
     types::{ToSql, Type},
 };
 use uuid::Uuid;
+
+/// Widths of the stretches of time that a list looks through, newest first; the last one repeats. There is a partition per
+/// month.
+const WINDOWS: [Duration; 3] = [
+    Duration::from_secs(24 * 3_600),
+    Duration::from_secs(7 * 24 * 3_600),
+    Duration::from_secs(31 * 24 * 3_600),
+];
 
 /// A delivery that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,10 +169,56 @@ pub struct DeadLetterFilter {
     pub tenant: TenantId,
     /// Of this subscription.
     pub subscription: Option<SubscriptionId>,
+    /// Of the event with this id, alone or in a batch.
+    pub event_id: Option<String>,
+    /// Of events of this type.
+    pub event_type: Option<String>,
+    /// Given up for this reason.
+    pub reason: Option<String>,
+    /// Whose last answer had this HTTP status.
+    pub status: Option<i32>,
+    /// Whose last failure was of this class.
+    pub error: Option<String>,
+    /// Whether it was asked for again.
+    pub replayed: Option<bool>,
     /// Recorded at this instant or later.
     pub from: Option<UnixMillis>,
     /// Recorded before this instant.
     pub to: Option<UnixMillis>,
+}
+
+impl DeadLetterFilter {
+    /// All dead letters of a tenant.
+    pub fn of(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            subscription: None,
+            event_id: None,
+            event_type: None,
+            reason: None,
+            status: None,
+            error: None,
+            replayed: None,
+            from: None,
+            to: None,
+        }
+    }
+}
+
+/// Where a dead letter is, and whom it was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its place in lists, which is also its identity.
+    pub place: HistoryCursor,
+    /// Who did not get it.
+    pub subscription: SubscriptionId,
+}
+
+impl Place {
+    /// The dead letter's id.
+    pub fn id(&self) -> RetryKey {
+        RetryKey { shard: self.place.shard, id: self.place.id }
+    }
 }
 
 /// A page of dead letters, newest first, after `cursor`.
@@ -172,32 +228,103 @@ pub async fn list(
     cursor: Option<HistoryCursor>,
     limit: usize,
 ) -> Result<Page<DeadLetterSummary>, Error> {
-    // There is a partition per month, few enough to plan for all. Planned anew for its values each time.
-    let sql = "-- list_dead_letters
-        SELECT recorded_at, shard, id, at, since, tenant_id, subscription_id, event_id, event_type, record_key,
-               attempts, reason, status, error, detail, response, members
-        FROM dead_letter
-        WHERE tenant_id = $1
-          AND ($2::uuid IS NULL OR subscription_id = $2)
-          AND ($3::timestamptz IS NULL OR recorded_at >= $3)
-          AND ($4::timestamptz IS NULL OR recorded_at < $4)
-          AND ($5::timestamptz IS NULL OR (recorded_at <= $5 AND (recorded_at, shard, id) < ($5, $6, $7)))
+    let columns = "recorded_at, shard, id, at, since, tenant_id, subscription_id, event_id, event_type, record_key, attempts,
+               reason, status, error, detail, response, members";
+    matching(client, columns, filter, cursor, limit, summary_from_row).await
+}
+
+/// The same page without the letters themselves.
+pub async fn places(
+    client: &tokio_postgres::Client,
+    filter: &DeadLetterFilter,
+    cursor: Option<HistoryCursor>,
+    limit: usize,
+) -> Result<Page<Place>, Error> {
+    let columns = "recorded_at, shard, id, subscription_id";
+    let place =
+        |row: &Row| Ok(Place { place: place_from_row(row)?, subscription: SubscriptionId(row.try_get(3)?) });
+    matching(client, columns, filter, cursor, limit, place).await
+}
+
+/// Rows that a filter matches, newest first. Their first three columns are the place.
+async fn matching<T: Placed>(
+    client: &tokio_postgres::Client,
+    columns: &str,
+    filter: &DeadLetterFilter,
+    cursor: Option<HistoryCursor>,
+    limit: usize,
+    read: impl Fn(&Row) -> Result<T, Error>,
+) -> Result<Page<T>, Error> {
+    let Some(stored) = partitions::stored_span(client, Table::DeadLetter).await? else {
+        return Ok(Page { items: Vec::new(), next_cursor: None });
+    };
+    let oldest = stored.from.max(filter.from.map_or(stored.from, DbInstant::from_millis));
+    let newest = DbInstant(stored.now.0.saturating_add(1));
+    let span = oldest..newest.min(filter.to.map_or(newest, DbInstant::from_millis));
+    // Planned anew for its values each time: filters that are NULL fold away.
+    let sql = format!(
+        "-- list_dead_letters
+        SELECT {columns}
+        FROM dead_letter d
+        WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
+          AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
+          AND ($7::uuid IS NULL OR subscription_id = $7)
+          AND ($8::text IS NULL OR event_id = $8 OR members @> ARRAY[$8])
+          AND ($9::text IS NULL OR event_type = $9)
+          AND ($10::text IS NULL OR reason = $10)
+          AND ($11::int4 IS NULL OR status = $11)
+          AND ($12::text IS NULL OR error = $12)
+          AND ($13::bool IS NULL OR $13 = EXISTS (
+              SELECT FROM dead_letter_replay r WHERE r.shard = d.shard AND r.outcome_offset = d.id))
         ORDER BY recorded_at DESC, shard DESC, id DESC
-        LIMIT $8";
-    let rows_wanted = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
-    let parameters: [(&(dyn ToSql + Sync), Type); 8] = [
-        (&filter.tenant.0, Type::UUID),
-        (&filter.subscription.map(|subscription| subscription.0), Type::UUID),
-        (&filter.from.map(DbInstant::from_millis), Type::TIMESTAMPTZ),
-        (&filter.to.map(DbInstant::from_millis), Type::TIMESTAMPTZ),
-        (&cursor.map(|cursor| cursor.recorded_at), Type::TIMESTAMPTZ),
-        (&cursor.map(|cursor| cursor.shard), Type::INT4),
-        (&cursor.map(|cursor| cursor.id), Type::INT8),
-        (&rows_wanted, Type::INT8),
-    ];
-    let rows = client.query_typed(sql, &parameters).await?;
-    let items = rows.iter().map(summary_from_row).collect::<Result<Vec<_>, Error>>()?;
-    Ok(Page::from_rows(items, limit, |summary| summary.place))
+        LIMIT $14"
+    );
+    let mut walk = Walk::new(span, cursor, limit, &WINDOWS);
+    let mut items = Vec::new();
+    while let Some((span, wanted)) = walk.next(items.len()) {
+        let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
+        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
+            (&filter.tenant.0, Type::UUID),
+            (&span.start, Type::TIMESTAMPTZ),
+            (&span.end, Type::TIMESTAMPTZ),
+            (&cursor.map(|cursor| cursor.recorded_at), Type::TIMESTAMPTZ),
+            (&cursor.map(|cursor| cursor.shard), Type::INT4),
+            (&cursor.map(|cursor| cursor.id), Type::INT8),
+            (&filter.subscription.map(|subscription| subscription.0), Type::UUID),
+            (&filter.event_id, Type::TEXT),
+            (&filter.event_type, Type::TEXT),
+            (&filter.reason, Type::TEXT),
+            (&filter.status, Type::INT4),
+            (&filter.error, Type::TEXT),
+            (&filter.replayed, Type::BOOL),
+            (&wanted, Type::INT8),
+        ];
+        for row in client.query_typed(&sql, &parameters).await? {
+            items.push(read(&row)?);
+        }
+    }
+    Ok(walk.page(items, T::place))
+}
+
+/// A row that has a place in a list.
+trait Placed {
+    fn place(&self) -> HistoryCursor;
+}
+
+impl Placed for DeadLetterSummary {
+    fn place(&self) -> HistoryCursor {
+        self.place
+    }
+}
+
+impl Placed for Place {
+    fn place(&self) -> HistoryCursor {
+        self.place
+    }
+}
+
+fn place_from_row(row: &Row) -> Result<HistoryCursor, Error> {
+    Ok(HistoryCursor { recorded_at: row.try_get(0)?, shard: row.try_get(1)?, id: row.try_get(2)? })
 }
 
 /// One dead letter of a tenant.
@@ -254,7 +381,7 @@ pub async fn receivers(
 }
 
 fn summary_from_row(row: &Row) -> Result<DeadLetterSummary, Error> {
-    let place = HistoryCursor { recorded_at: row.try_get(0)?, shard: row.try_get(1)?, id: row.try_get(2)? };
+    let place = place_from_row(row)?;
     Ok(DeadLetterSummary {
         id: RetryKey { shard: place.shard, id: place.id },
         place,

@@ -1,8 +1,8 @@
-//! History: what became of each delivery, and how many there were.
+//! History: what became of each delivery.
 
 use crate::{
     DbInstant, Error,
-    page::{HistoryCursor, Page},
+    page::{HistoryCursor, Page, Walk},
     partitions::{self, Table},
 };
 use floodway_schemas::{
@@ -11,7 +11,7 @@ use floodway_schemas::{
     ids::{SubscriptionId, TenantId},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, time::Duration};
+use std::{ops::Range, time::Duration};
 use tokio_postgres::{
     Row,
     types::{ToSql, Type},
@@ -174,6 +174,10 @@ pub struct DeliveryFilter {
     pub event_id: Option<String>,
     /// Of events of this type, alone or in a batch.
     pub event_type: Option<String>,
+    /// Answered with this HTTP status.
+    pub status: Option<i32>,
+    /// Failed with this class of error.
+    pub error: Option<String>,
     /// Recorded at this instant or later.
     pub from: Option<UnixMillis>,
     /// Recorded before this instant.
@@ -189,6 +193,8 @@ impl DeliveryFilter {
             kind: None,
             event_id: None,
             event_type: None,
+            status: None,
+            error: None,
             from: None,
             to: None,
         }
@@ -245,49 +251,46 @@ pub async fn list(
     let oldest = stored.from.max(filter.from.map_or(stored.from, DbInstant::from_millis));
     // Nothing is recorded in the future; one microsecond more, because the end is exclusive.
     let newest = DbInstant(stored.now.0.saturating_add(1));
-    let mut end = newest.min(filter.to.map_or(newest, DbInstant::from_millis));
-    if let Some(cursor) = cursor {
-        end = end.min(DbInstant(cursor.recorded_at.0.saturating_add(1)));
-    }
-    let mut widths = WINDOWS.iter().chain(std::iter::repeat(&WINDOWS[WINDOWS.len() - 1]));
+    let span = oldest..newest.min(filter.to.map_or(newest, DbInstant::from_millis));
+    let mut walk = Walk::new(span, cursor, limit, &WINDOWS);
     let mut items = Vec::new();
-    // Each round moves `end` down by a window, so this ends after (retention / last window) rounds at most.
-    while items.len() <= limit && end > oldest {
-        let width = widths.next().copied().unwrap_or(WINDOWS[0]);
-        let start = end.minus(width).max(oldest);
-        let wanted = limit.saturating_add(1) - items.len();
-        items.extend(list_window(client, filter, cursor, start, end, wanted).await?);
-        end = start;
+    while let Some((span, wanted)) = walk.next(items.len()) {
+        for row in list_window(client, "", filter, cursor, span, wanted).await? {
+            items.push(delivery_from_row(&row)?);
+        }
     }
-    Ok(Page::from_rows(items, limit, |delivery| delivery.place))
+    Ok(walk.page(items, |delivery| delivery.place))
 }
 
-async fn list_window(
+/// How the server carries out a list of what was recorded within the last `width`, line by line: for benchmarks.
+pub async fn explain(
     client: &tokio_postgres::Client,
     filter: &DeliveryFilter,
+    width: Duration,
+) -> Result<Vec<String>, Error> {
+    let row = client.query_typed_one("-- explain_deliveries: now\nSELECT clock_timestamp()", &[]).await?;
+    let now: DbInstant = row.try_get(0)?;
+    let explain = "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY) ";
+    let rows = list_window(client, explain, filter, None, now.minus(width)..now, 101).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Rows of one stretch of time, or what `before` makes of the statement.
+async fn list_window(
+    client: &tokio_postgres::Client,
+    before: &str,
+    filter: &DeliveryFilter,
     cursor: Option<HistoryCursor>,
-    start: DbInstant,
-    end: DbInstant,
+    span: Range<DbInstant>,
     limit: usize,
-) -> Result<Vec<Delivery>, Error> {
-    // Planned anew for its values each time: filters that are NULL fold away, and partitions are pruned.
-    let sql = "-- list_deliveries
-        SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
-               error, detail, duration_ms, next_at, response, exchange, members
-        FROM delivery
-        WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
-          AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
-          AND ($7::uuid IS NULL OR subscription_id = $7)
-          AND ($8::text IS NULL OR kind = $8)
-          AND ($9::text IS NULL OR event_id = $9 OR $9 = ANY (members))
-          AND ($10::text IS NULL OR event_type = $10 OR $10 = ANY (member_types))
-        ORDER BY recorded_at DESC, shard DESC, id DESC
-        LIMIT $11";
+) -> Result<Vec<Row>, Error> {
+    let by_event = filter.event_id.is_some() || filter.event_type.is_some();
+    let sql = format!("{before}{}", list_statement(by_event));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let parameters: [(&(dyn ToSql + Sync), Type); 11] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
         (&filter.tenant.0, Type::UUID),
-        (&start, Type::TIMESTAMPTZ),
-        (&end, Type::TIMESTAMPTZ),
+        (&span.start, Type::TIMESTAMPTZ),
+        (&span.end, Type::TIMESTAMPTZ),
         (&cursor.map(|cursor| cursor.recorded_at), Type::TIMESTAMPTZ),
         (&cursor.map(|cursor| cursor.shard), Type::INT4),
         (&cursor.map(|cursor| cursor.id), Type::INT8),
@@ -295,9 +298,50 @@ async fn list_window(
         (&filter.kind, Type::TEXT),
         (&filter.event_id, Type::TEXT),
         (&filter.event_type, Type::TEXT),
+        (&filter.status, Type::INT4),
+        (&filter.error, Type::TEXT),
         (&limit, Type::INT8),
     ];
-    client.query_typed(sql, &parameters).await?.iter().map(delivery_from_row).collect()
+    Ok(client.query_typed(&sql, &parameters).await?)
+}
+
+/// The statement that lists a stretch of time. It is planned anew for its values each time: filters that are NULL fold away,
+/// and partitions are pruned. Single events and batches are looked up apart if an event is asked for: together they would be
+/// an OR, which no index yields in the order of the list.
+fn list_statement(by_event: bool) -> String {
+    let part = |condition: &str| {
+        format!(
+            "SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
+                   error, detail, duration_ms, next_at, response, exchange, members
+            FROM delivery
+            WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
+              AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
+              AND ($7::uuid IS NULL OR subscription_id = $7)
+              AND ($8::text IS NULL OR kind = $8)
+              AND ($11::int4 IS NULL OR status = $11)
+              AND ($12::text IS NULL OR error = $12)
+              AND {condition}
+            ORDER BY recorded_at DESC, shard DESC, id DESC
+            LIMIT $13"
+        )
+    };
+    let single = part(
+        "($9::text IS NULL OR event_id = $9) AND ($10::text IS NULL OR event_type = $10)
+              AND (members IS NULL OR ($9 IS NULL AND $10 IS NULL))",
+    );
+    if !by_event {
+        return format!("-- list_deliveries\n{single}");
+    }
+    let batch = part(
+        "members IS NOT NULL AND ($9 IS NULL OR event_id = $9 OR members @> ARRAY[$9])
+              AND ($10 IS NULL OR event_type = $10 OR member_types @> ARRAY[$10])",
+    );
+    format!(
+        "-- list_deliveries: by event
+        SELECT * FROM (({single}) UNION ALL ({batch})) AS found
+        ORDER BY recorded_at DESC, shard DESC, id DESC
+        LIMIT $13"
+    )
 }
 
 fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
@@ -320,65 +364,6 @@ fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
         exchange: row.try_get::<_, Option<Value>>(16)?.and_then(|value| serde_json::from_value(value).ok()),
         members: row.try_get(17)?,
     })
-}
-
-/// Which outcomes to count. Fields that are `None` do not restrict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CountFilter {
-    /// Whose; never left out.
-    pub tenant: TenantId,
-    /// To this subscription.
-    pub subscription: Option<SubscriptionId>,
-    /// Recorded in this minute or later.
-    pub from: Option<UnixMillis>,
-    /// Recorded in a minute that starts before this instant.
-    pub to: Option<UnixMillis>,
-}
-
-/// Events that one subscription had an outcome of, by the decision's name. A name without outcomes is absent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscriptionCounts {
-    /// The subscription.
-    pub subscription: SubscriptionId,
-    /// How many events of each kind of outcome.
-    pub by_kind: BTreeMap<String, i64>,
-}
-
-/// Numbers of outcomes, by subscription.
-pub async fn counts(
-    client: &tokio_postgres::Client,
-    filter: &CountFilter,
-) -> Result<Vec<SubscriptionCounts>, Error> {
-    let sql = "-- count_deliveries
-        SELECT subscription_id, kind, sum(n)::bigint
-        FROM delivery_count
-        WHERE tenant_id = $1
-          AND ($2::uuid IS NULL OR subscription_id = $2)
-          AND ($3::timestamptz IS NULL OR minute >= $3)
-          AND ($4::timestamptz IS NULL OR minute < $4)
-        GROUP BY subscription_id, kind
-        ORDER BY subscription_id, kind";
-    let from = filter.from.map(|from| minute_of(DbInstant::from_millis(from)));
-    let to = filter.to.map(DbInstant::from_millis);
-    let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-        (&filter.tenant.0, Type::UUID),
-        (&filter.subscription.map(|subscription| subscription.0), Type::UUID),
-        (&from, Type::TIMESTAMPTZ),
-        (&to, Type::TIMESTAMPTZ),
-    ];
-    let mut counts: Vec<SubscriptionCounts> = Vec::new();
-    for row in client.query_typed(sql, &parameters).await? {
-        let (subscription, kind, n): (Uuid, String, i64) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let subscription = SubscriptionId(subscription);
-        match counts.last_mut() {
-            Some(last) if last.subscription == subscription => {
-                last.by_kind.insert(kind, n);
-            }
-            _ => counts.push(SubscriptionCounts { subscription, by_kind: BTreeMap::from([(kind, n)]) }),
-        }
-    }
-    Ok(counts)
 }
 
 #[cfg(test)]

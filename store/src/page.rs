@@ -1,13 +1,21 @@
 //! Pages of a list, and where the next one starts.
 
 use crate::DbInstant;
-use std::{fmt, str::FromStr};
-use thiserror::Error;
+use std::{
+    fmt,
+    ops::Range,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+/// How long a page is looked for. What was found by then is the page, and its cursor leads on from there: a filter that
+/// matches next to nothing costs several short requests, never one long one.
+const LOOK_FOR: Duration = Duration::from_secs(1);
 
 /// Part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
-    /// The items, in the list's order.
+    /// The items, in the list's order. Fewer than asked for, or none, also where looking for more would have taken long.
     pub items: Vec<T>,
     /// What to ask for to get the items after these. `None`: there are none.
     pub next_cursor: Option<String>,
@@ -25,7 +33,7 @@ pub struct HistoryCursor {
 }
 
 /// Text that is not a cursor.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor of this list")]
 pub struct InvalidCursor;
 
@@ -56,6 +64,65 @@ impl FromStr for HistoryCursor {
     }
 }
 
+impl HistoryCursor {
+    /// The place before everything that was recorded at `at` or later.
+    fn before(at: DbInstant) -> Self {
+        Self { recorded_at: at, shard: i32::MIN, id: i64::MIN }
+    }
+}
+
+/// A walk through a list by time, newest first, for one page of it. It goes in stretches of time, of which the last width
+/// repeats: a statement locks every partition that it plans for, and reads no further back than it has to.
+#[derive(Debug)]
+pub(crate) struct Walk<'w> {
+    /// What is still to be looked through.
+    left: Range<DbInstant>,
+    widths: &'w [Duration],
+    limit: usize,
+    started: Instant,
+}
+
+impl<'w> Walk<'w> {
+    /// Of what was recorded in `span`, what comes after `cursor`, at most `limit` items.
+    pub(crate) fn new(
+        span: Range<DbInstant>,
+        cursor: Option<HistoryCursor>,
+        limit: usize,
+        widths: &'w [Duration],
+    ) -> Self {
+        // The end is exclusive, and rows of the cursor's own instant may come after it.
+        let after = cursor.map_or(span.end, |cursor| DbInstant(cursor.recorded_at.0.saturating_add(1)));
+        let left = span.start..span.end.min(after);
+        Self { left, widths, limit, started: Instant::now() }
+    }
+
+    /// The next stretch and how many rows to read of it, when `found` are there; `None` when the page is full, nothing is
+    /// left, or looking has taken long.
+    pub(crate) fn next(&mut self, found: usize) -> Option<(Range<DbInstant>, usize)> {
+        if found > self.limit || self.left.start >= self.left.end || self.started.elapsed() >= LOOK_FOR {
+            return None;
+        }
+        let width = match self.widths {
+            [width, rest @ ..] => {
+                self.widths = if rest.is_empty() { self.widths } else { rest };
+                *width
+            }
+            [] => LOOK_FOR,
+        };
+        let end = self.left.end;
+        self.left.end = end.minus(width).max(self.left.start);
+        Some((self.left.end..end, self.limit.saturating_add(1) - found))
+    }
+
+    /// The page, from all rows that were read.
+    pub(crate) fn page<T>(self, items: Vec<T>, place: impl Fn(&T) -> HistoryCursor) -> Page<T> {
+        if items.len() > self.limit || self.left.start >= self.left.end {
+            return Page::from_rows(items, self.limit, place);
+        }
+        Page { items, next_cursor: Some(HistoryCursor::before(self.left.end).to_string()) }
+    }
+}
+
 impl<T> Page<T> {
     /// A page from up to `limit + 1` rows: the one too many tells that there is a next page.
     pub(crate) fn from_rows(mut items: Vec<T>, limit: usize, place: impl Fn(&T) -> HistoryCursor) -> Self {
@@ -79,6 +146,39 @@ mod tests {
             assert_eq!(format!("{instant}.0.0").parse::<HistoryCursor>(), Err(InvalidCursor));
         }
         assert_eq!("yesterday".parse::<HistoryCursor>(), Err(InvalidCursor));
+    }
+
+    #[test]
+    fn a_list_is_looked_through_once_in_widening_stretches_until_the_page_is_full() {
+        let at = |id: i64| HistoryCursor { recorded_at: DbInstant(id), shard: 0, id };
+        let widths = [Duration::from_micros(10), Duration::from_micros(50)];
+        let look = |cursor: Option<HistoryCursor>| {
+            let (mut items, mut stretches) = (Vec::new(), Vec::new());
+            let mut walk = Walk::new(DbInstant(0)..DbInstant(200), cursor, 2, &widths);
+            while let Some((span, wanted)) = walk.next(items.len()) {
+                stretches.push((span.start.0, span.end.0));
+                let rows = (0..200i64).rev().filter(|id| span.contains(&DbInstant(*id)) && id % 40 == 0);
+                items.extend(rows.take(wanted));
+            }
+            (walk.page(items, |id| at(*id)), stretches)
+        };
+        let (page, stretches) = look(None);
+        assert_eq!((page.items, page.next_cursor.as_deref()), (vec![160, 120], Some("120.0.120")));
+        assert_eq!(stretches, [(190, 200), (140, 190), (90, 140), (40, 90)]);
+        let (page, _) = look(Some(at(39)));
+        assert_eq!((page.items, page.next_cursor), (vec![0], None));
+    }
+
+    #[test]
+    fn a_page_that_takes_long_is_shown_as_far_as_it_came() {
+        let widths = [Duration::from_micros(100)];
+        let mut walk = Walk::new(DbInstant(0)..DbInstant(1_000), None, 2, &widths);
+        walk.next(0).unwrap();
+        walk.started -= LOOK_FOR;
+        assert_eq!(walk.next(1), None);
+        let page = walk.page(vec![950], |_| HistoryCursor::before(DbInstant(950)));
+        let cursor: HistoryCursor = page.next_cursor.unwrap().parse().unwrap();
+        assert_eq!((page.items, cursor), (vec![950], HistoryCursor::before(DbInstant(900))));
     }
 
     #[test]

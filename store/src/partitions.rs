@@ -8,7 +8,12 @@
 //! blocks neither readers nor writers. Dropping: `DETACH … CONCURRENTLY`, which cannot run in a transaction and leaves
 //! the partition half detached when it is interrupted, then `DROP`. The next pass completes what a crash left.
 
-use crate::{DbInstant, Error, Pool, advisory, pool::DedicatedClient, retry};
+use crate::{
+    DbInstant, Error, Pool, advisory,
+    count_levels::{Level, Progress},
+    pool::DedicatedClient,
+    retry,
+};
 use std::{fmt::Write as _, time::Duration};
 use time::{Date, Month, OffsetDateTime, Time};
 use tokio_postgres::types::{ToSql, Type};
@@ -37,6 +42,10 @@ pub enum Table {
     Delivery,
     /// Counts, by minute.
     DeliveryCount,
+    /// Counts, by hour.
+    DeliveryCountHour,
+    /// Counts, by day.
+    DeliveryCountDay,
     /// Dead letters, by the time they were recorded.
     DeadLetter,
     /// Requests to deliver dead letters again, by the time of the request; kept as long as dead letters.
@@ -52,9 +61,9 @@ pub struct Plan {
     pub retry_days: u32,
     /// Hours ahead for history.
     pub delivery_hours: u32,
-    /// Days ahead for counts.
+    /// Days ahead for counts by minute and by hour.
     pub count_days: u32,
-    /// Months ahead for dead letters and their replays.
+    /// Months ahead for dead letters and their replays, and for counts by day.
     pub letter_months: u32,
 }
 
@@ -69,7 +78,7 @@ impl Default for Plan {
 pub struct Retention {
     /// History.
     pub deliveries: Duration,
-    /// Counts.
+    /// Counts by day; minutes and hours are kept for less, see [`crate::count_levels`].
     pub counts: Duration,
     /// Dead letters and their replays.
     pub dead_letters: Duration,
@@ -119,14 +128,23 @@ pub struct Report {
 
 impl Table {
     /// Every partitioned table.
-    pub const ALL: [Self; 5] =
-        [Self::Retry, Self::Delivery, Self::DeliveryCount, Self::DeadLetter, Self::DeadLetterReplay];
+    pub const ALL: [Self; 7] = [
+        Self::Retry,
+        Self::Delivery,
+        Self::DeliveryCount,
+        Self::DeliveryCountHour,
+        Self::DeliveryCountDay,
+        Self::DeadLetter,
+        Self::DeadLetterReplay,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Retry => "retry",
             Self::Delivery => "delivery",
             Self::DeliveryCount => "delivery_count",
+            Self::DeliveryCountHour => "delivery_count_hour",
+            Self::DeliveryCountDay => "delivery_count_day",
             Self::DeadLetter => "dead_letter",
             Self::DeadLetterReplay => "dead_letter_replay",
         }
@@ -137,6 +155,8 @@ impl Table {
             Self::Retry => "due_at",
             Self::Delivery | Self::DeadLetter => "recorded_at",
             Self::DeliveryCount => "minute",
+            Self::DeliveryCountHour => "hour",
+            Self::DeliveryCountDay => "day",
             Self::DeadLetterReplay => "requested_at",
         }
     }
@@ -175,7 +195,7 @@ impl Span {
     }
 
     /// The name of a table's partition for this span.
-    fn partition_of(self, table: Table) -> String {
+    pub(crate) fn partition_of(self, table: Table) -> String {
         let at = datetime(self.start);
         let mut name = format!("{}_{:04}{:02}", table.name(), at.year(), u8::from(at.month()));
         // Writing to a String cannot fail.
@@ -235,11 +255,11 @@ fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<S
             let end = DbInstant(now.0 + i64::from(plan.delivery_hours) * HOUR_US);
             fill(&mut wanted, now, end, Step::Hour, existing);
         }
-        Table::DeliveryCount => {
+        Table::DeliveryCount | Table::DeliveryCountHour => {
             let end = DbInstant(now.0 + i64::from(plan.count_days) * DAY_US);
             fill(&mut wanted, now, end, Step::Day, existing);
         }
-        Table::DeadLetter | Table::DeadLetterReplay => {
+        Table::DeliveryCountDay | Table::DeadLetter | Table::DeadLetterReplay => {
             let mut end = Span::containing(now, Step::Month);
             (0..plan.letter_months).for_each(|_| end = end.next());
             fill(&mut wanted, now, end.end(), Step::Month, existing);
@@ -347,7 +367,9 @@ async fn drop_behind(
     let keep_from = match table {
         Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
         Table::Delivery => now.minus(retention.deliveries),
-        Table::DeliveryCount => now.minus(retention.counts),
+        Table::DeliveryCount => counts_from(client, Level::Minute, retention, now).await?,
+        Table::DeliveryCountHour => counts_from(client, Level::Hour, retention, now).await?,
+        Table::DeliveryCountDay => counts_from(client, Level::Day, retention, now).await?,
         Table::DeadLetter | Table::DeadLetterReplay => now.minus(retention.dead_letters),
     };
     for span in existing.iter().filter(|span| span.end() <= keep_from && span.end() <= now) {
@@ -359,8 +381,31 @@ async fn drop_behind(
     Ok(())
 }
 
+/// From where on counts of a level are kept: minutes and hours go when they were rolled up, and no reader needs them.
+async fn counts_from(
+    client: &DedicatedClient,
+    level: Level,
+    retention: Retention,
+    now: DbInstant,
+) -> Result<DbInstant, Error> {
+    let progress = Progress::read(&**client).await?;
+    Ok(progress.droppable(level, now.minus(retention.counts)).unwrap_or(DbInstant(i64::MIN)))
+}
+
+/// Creates the partition for a span unless something covers part of it.
+pub(crate) async fn ensure(client: &mut DedicatedClient, table: Table, span: Span) -> Result<(), Error> {
+    let (existing, _) = existing(client, table).await?;
+    if existing.iter().any(|other| other.overlaps(span)) {
+        return Ok(());
+    }
+    create(client, table, &[span]).await
+}
+
 /// The spans of a table's attached partitions, and the server's clock.
-async fn existing(client: &tokio_postgres::Client, table: Table) -> Result<(Vec<Span>, DbInstant), Error> {
+pub(crate) async fn existing(
+    client: &tokio_postgres::Client,
+    table: Table,
+) -> Result<(Vec<Span>, DbInstant), Error> {
     let sql = "-- partitions
         SELECT c.relname::text, clock_timestamp()
         FROM (SELECT 1) AS one LEFT JOIN pg_inherits i ON i.inhparent = $1::text::regclass AND NOT i.inhdetachpending
@@ -535,6 +580,8 @@ mod tests {
         }
         assert_eq!(Span::of_partition(Table::Retry, "retry_shard"), None);
         assert_eq!(Span::of_partition(Table::DeadLetter, "dead_letter_replay_202611"), None);
+        assert_eq!(Span::of_partition(Table::DeliveryCount, "delivery_count_hour_20261121"), None);
+        assert_eq!(Span::of_partition(Table::DeliveryCount, "delivery_count_day_202611"), None);
     }
 
     #[test]

@@ -43,6 +43,13 @@ const _: () = assert!(TRANSACTION_TIMEOUT.as_secs() == 10, "as in LIMITS");
 
 /// Connections made at the same time past the pooler. Each leaves the pool at once for its one user.
 const DIRECT_SIZE: usize = 2;
+/// Longest statement that only reads history or counts. Their pages are cut off after a second (store/src/page.rs), so this is for
+/// one that a missing index or a busy disk holds up: it makes room for the others.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections for reading history and counts, of the primary and of a replica each: apart from those that configuration is
+/// written with, so that slow reading does not keep anybody from changing a subscription.
+pub const READ_POOL_SIZE: usize = 4;
 
 /// A connection borrowed from the pool; it returns when dropped.
 pub type Client = Object;
@@ -77,7 +84,19 @@ impl Pool {
         Ok(Self { shared: build(address, application_name, size)?, direct: None })
     }
 
-    /// The same, where `url` leads through a pooler of transactions and `direct_url` to the server itself.
+    /// A pool whose connections can only read, for at most [`READ_TIMEOUT`] at a time. Their statements are planned for pages:
+    /// few rows by indexes, whose newest pages are in memory, and too short for compiling them to be worth while. These are
+    /// options of a session, so `url` must not lead through a pooler.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn read_only(url: &SecretString, application_name: &str, size: usize) -> Result<Self, Error> {
+        let mut address = Address::parse(url)?;
+        address.servers.iter_mut().for_each(limit_to_reading);
+        Ok(Self { shared: build(address, application_name, size)?, direct: None })
+    }
+
+    /// The same as [`Pool::new`], where `url` leads through a pooler of transactions and `direct_url` to the server itself.
     ///
     /// # Errors
     /// As [`Pool::new`].
@@ -145,12 +164,29 @@ fn build(
 /// Bounds what a session may wait for. Options of the URL come last, so that an operator can override ours.
 fn limit(config: &mut Config) {
     let limit = TRANSACTION_TIMEOUT.as_millis();
-    let own = format!(
-        "-c statement_timeout={limit} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit}"
+    set_options(
+        config,
+        &format!(
+            "-c statement_timeout={limit} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit}"
+        ),
     );
+}
+
+fn limit_to_reading(config: &mut Config) {
+    let (read, limit) = (READ_TIMEOUT.as_millis(), TRANSACTION_TIMEOUT.as_millis());
+    set_options(
+        config,
+        &format!(
+            "-c statement_timeout={read} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit} \
+             -c default_transaction_read_only=on -c jit=off -c random_page_cost=1.1"
+        ),
+    );
+}
+
+fn set_options(config: &mut Config, own: &str) {
     let options = match config.get_options() {
         Some(given) => format!("{own} {given}"),
-        None => own,
+        None => own.to_owned(),
     };
     config.options(options);
 }

@@ -162,3 +162,52 @@ async fn an_error_in_the_middle_of_many_tells_how_many_are_on_their_way() {
     world.plane.post(&path, &json!({ "ids": ids }).to_string()).await.is_problem(503, "16 of 40");
     world.end().await;
 }
+
+#[tokio::test]
+async fn what_a_filter_matches_is_counted_and_delivered_again_page_by_page_once() {
+    const LETTERS: i64 = 40;
+    let world = World::start().await;
+    let tenant = world.tenant().await;
+    let (well, disabled) = (world.subscription(&tenant).await, world.subscription(&tenant).await);
+    bury_for(&world, &tenant, LETTERS, |id| if id % 4 == 0 { &disabled } else { &well }).await;
+    let path = format!("/v1/tenants/{tenant}");
+    world.plane.call("POST", &format!("{path}/subscriptions/{disabled}/disable"), None).await;
+    let counted = async |filter: &str| {
+        world.plane.get(&format!("{path}/dead-letters/count?{filter}")).await.json["count"].as_i64().unwrap()
+    };
+    for (filter, expected) in [
+        ("", 40),
+        ("type=order.created&http_status=503&error=status&reason=attempts_exhausted", 40),
+        (&format!("subscription={disabled}"), 10),
+        ("event_id=e", 40),
+        ("event_id=f", 0),
+        ("http_status=500", 0),
+        ("reason=expired", 0),
+        ("replayed=false", 40),
+        ("replayed=true", 0),
+    ] {
+        assert_eq!(counted(filter).await, expected, "{filter}");
+    }
+    for bad in ["limit=5", "reason=boredom", "error=none", "http_status=7", "cursor=AAAA", "event_id=%00"] {
+        world.plane.get(&format!("{path}/dead-letters/count?{bad}")).await.is_problem(400, "");
+    }
+
+    let replay = format!("{path}/dead-letters/replay-matching");
+    let first = world.plane.post(&replay, r#"{"replayed":false,"limit":24}"#).await;
+    assert_eq!((first.status, &first.json["count"], &first.json["skipped"]), (202, &json!(18), &json!(6)));
+    let body = json!({"replayed": false, "limit": 24, "cursor": first.text("next_cursor")});
+    let rest = world.plane.post(&replay, &body.to_string()).await;
+    assert_eq!(
+        (&rest.json["count"], &rest.json["skipped"], &rest.json["next_cursor"]),
+        (&json!(12), &json!(4), &json!(null))
+    );
+    let mut keys: Vec<String> = world.replay_records().await.into_iter().map(|record| record.key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), 30);
+    assert_eq!((counted("replayed=true").await, counted("replayed=false").await), (30, 10));
+    let again = world.plane.post(&replay, r#"{"replayed":false}"#).await;
+    assert_eq!((&again.json["count"], &again.json["skipped"]), (&json!(0), &json!(10)));
+    world.plane.post(&replay, r#"{"colour":"red"}"#).await.is_problem(400, "colour");
+    world.end().await;
+}

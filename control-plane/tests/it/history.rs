@@ -1,11 +1,16 @@
-use crate::world::World;
+use crate::world::{Plane, World, eventually, settings};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use floodway_control_plane::Databases;
+use floodway_runtime::testing::TestTopics;
 use floodway_store::{
     DbInstant, Pool,
     deliveries::{CountDelta, NewDelivery},
     partitions::{self, Plan, Retention},
+    pool::READ_POOL_SIZE,
     retry,
+    testing::TestDatabase,
 };
+use secrecy::SecretString;
 use serde_json::json;
 use std::time::Duration;
 use uuid::Uuid;
@@ -105,6 +110,9 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         ("type=order.paid".to_owned(), 1),
         ("type=order.created".to_owned(), 3),
         ("type=order".to_owned(), 0),
+        ("http_status=500&error=status".to_owned(), 3),
+        ("http_status=404".to_owned(), 0),
+        ("error=timeout".to_owned(), 0),
         ("to=2020-01-01T00:00:00Z".to_owned(), 0),
         ("from=2020-01-01T00:00:00Z".to_owned(), 3),
     ];
@@ -115,7 +123,16 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
     // A cursor of the right form with an instant that no clock shows.
     let far = URL_SAFE_NO_PAD.encode(format!("{}.0.0", i64::MIN));
     let far = format!("cursor={far}");
-    let bad = ["status=lost", "from=yesterday", "subscription=x", "cursor=AAAA", "limit=0", "colour=red"];
+    let bad = [
+        "status=lost",
+        "from=yesterday",
+        "subscription=x",
+        "cursor=AAAA",
+        "limit=0",
+        "colour=red",
+        "http_status=99",
+        "error=bad%20luck",
+    ];
     for bad in bad.into_iter().chain(["event_id=%00", "type=%00", "event_id=a%20b", "type=", &far]) {
         world.plane.get(&format!("{path}?{bad}")).await.is_problem(400, "");
     }
@@ -125,7 +142,57 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
         "subscription": subscription, "delivered": 42, "retry": 2, "deferred": 0, "dead": 0, "disable": 0,
     }]);
     assert_eq!(counts.json["items"], expected);
+    assert_eq!((&counts.json["from"], &counts.json["to"]), (&json!(null), &json!(null)));
+    let path = format!("/v1/tenants/{tenant}/counts");
+    let past = world.plane.get(&format!("{path}?from=2026-01-02T03:04:05Z&to=2026-02-02T03:04:05Z")).await;
+    // Only whole days are told apart that far back.
+    assert_eq!(
+        past.json,
+        json!({"items": [], "from": "2026-01-02T00:00:00.000Z", "to": "2026-02-03T00:00:00.000Z"})
+    );
     let none = world.plane.get(&format!("/v1/tenants/{other}/counts")).await;
-    assert_eq!(none.json, json!({"items": []}));
+    assert_eq!(none.json["items"], json!([]));
     world.end().await;
+}
+
+#[tokio::test]
+async fn history_is_read_from_a_replica_and_from_the_primary_while_it_is_away() {
+    let (topics, database) = tokio::join!(TestTopics::create(2), TestDatabase::create());
+    let reads = |url: &SecretString| Pool::read_only(url, "test-reads", READ_POOL_SIZE).unwrap();
+    let nowhere: SecretString = "postgres://nobody@127.0.0.1:1/none".into();
+    for (url, status, reason) in [(&nowhere, "down", "read from the primary"), (&database.url, "up", "")] {
+        let databases =
+            Databases { primary: database.pool(), reads: reads(&database.url), replica: Some(reads(url)) };
+        let mut plane = Plane::start(settings(), topics.context(), databases).await;
+        let told = || async {
+            let reports = plane.context.health.reports();
+            let replica = reports.iter().rfind(|report| report.name == "postgresql_replica").unwrap();
+            replica.status == status && replica.reason.clone().unwrap_or_default().contains(reason)
+        };
+        eventually("health tells", told).await;
+        let created = plane.post("/v1/tenants", r#"{"name":"Acme"}"#).await;
+        let path = format!("/v1/tenants/{}", created.text("id"));
+        prepare(&database.pool()).await;
+        for list in ["deliveries", "dead-letters", "counts"] {
+            let found = plane.get(&format!("{path}/{list}")).await;
+            assert_eq!((found.status, &found.json["items"]), (200, &json!([])), "{list}");
+        }
+        plane.get(&format!("/v1/tenants/{}/counts", Uuid::nil())).await.is_problem(404, "tenant");
+        plane.stop().await;
+    }
+    topics.delete().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn connections_for_reading_cannot_write() {
+    let database = TestDatabase::create().await;
+    let pool = Pool::read_only(&database.url, "test-reads", 1).unwrap();
+    let client = pool.get().await.unwrap();
+    let refused = client.batch_execute("DELETE FROM tenant").await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "25006");
+    let shown = client.query_one("SHOW statement_timeout", &[]).await.unwrap();
+    assert_eq!(shown.get::<_, String>(0), "5s");
+    drop(client);
+    database.drop().await;
 }

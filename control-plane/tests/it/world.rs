@@ -1,6 +1,6 @@
 //! A control plane with topics and a database of its own, and a client for it.
 
-use floodway_control_plane::{ControlPlane, Settings};
+use floodway_control_plane::{ControlPlane, Databases, Settings};
 use floodway_runtime::{Context, kafka::KafkaSettings, testing::TestTopics};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use floodway_store::{Pool, testing::TestDatabase};
@@ -154,8 +154,8 @@ async fn records(kafka: KafkaSettings, topic: Topic) -> Vec<Record> {
 }
 
 impl Plane {
-    pub(crate) async fn start(settings: Settings, context: Context, pool: Pool) -> Self {
-        let plane = ControlPlane::bind(settings, context.clone(), pool).await.unwrap();
+    pub(crate) async fn start(settings: Settings, context: Context, databases: impl Into<Databases>) -> Self {
+        let plane = ControlPlane::bind(settings, context.clone(), databases).await.unwrap();
         let address = plane.address();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { plane.run().await.unwrap() });

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is its report, in its helpers too")]
 
 mod connections;
+mod counts;
 mod crashes;
 mod lost_tail;
 mod outages;

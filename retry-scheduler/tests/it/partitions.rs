@@ -1,9 +1,16 @@
 //! Partitions ahead of the clock and behind it.
 
 use crate::world::{World, retry, settings};
-use floodway_store::partitions::{self, Plan, Retention};
+use floodway_schemas::ids::{SubscriptionId, TenantId};
+use floodway_store::{
+    deliveries::{self, DeliveryFilter},
+    delivery_indexes,
+    partitions::{self, Plan, Retention},
+};
 use std::time::Duration;
+use uuid::Uuid;
 
+const TENANT: TenantId = TenantId(Uuid::from_u128(7));
 const DAY: Duration = Duration::from_secs(86_400);
 const RETENTION: Retention = Retention { deliveries: DAY, counts: DAY, dead_letters: DAY };
 
@@ -142,6 +149,70 @@ async fn a_day_that_comes_near_is_replaced_by_hours_if_it_is_empty() {
         );
         world.execute(&row).await;
     }
+    drop(client);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_hour_of_history_is_indexed_when_it_has_closed_and_found_by_everything_before_and_after() {
+    let world = World::new(1).await;
+    let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
+    let retention = Retention { deliveries: 9_000 * DAY, ..RETENTION };
+    world.execute(&old_partition("delivery")).await;
+    partitions::maintain(&mut client, plan, retention).await.unwrap();
+    for (at, event) in [("'2020-01-02T03:30:00Z'", "old"), ("clock_timestamp()", "new")] {
+        for n in 0..20 {
+            let (status, members) =
+                if n == 7 { (418, "'{inside}', '{order.paid}'") } else { (500, "NULL, NULL") };
+            world
+                .execute(&format!(
+                    "INSERT INTO delivery VALUES ({at}, 0, {n}, {at}, '{tenant}', '{tenant}', '{event}-{n}', 'order.created', 1, \
+                     'retry', NULL, {status}, 'status', NULL, 1, NULL, NULL, NULL, {members})",
+                    tenant = TENANT.0
+                ))
+                .await;
+        }
+    }
+    let text = |text: &str| Some(text.to_owned());
+    let of = || DeliveryFilter::of(TENANT);
+    let check = async || {
+        for (filter, expected) in [
+            (of(), 40),
+            (DeliveryFilter { subscription: Some(SubscriptionId(TENANT.0)), ..of() }, 40),
+            (DeliveryFilter { event_id: text("old-3"), ..of() }, 1),
+            (DeliveryFilter { event_id: text("old-7"), ..of() }, 1),
+            (DeliveryFilter { event_id: text("inside"), ..of() }, 2),
+            (DeliveryFilter { event_type: text("order.created"), ..of() }, 40),
+            (DeliveryFilter { event_type: text("order.paid"), ..of() }, 2),
+            (DeliveryFilter { kind: text("retry"), ..of() }, 40),
+            (DeliveryFilter { kind: text("dead"), ..of() }, 0),
+            (DeliveryFilter { status: Some(418), error: text("status"), ..of() }, 2),
+        ] {
+            let client = world.pool.get().await.unwrap();
+            let (mut found, mut cursor) = (Vec::new(), None);
+            loop {
+                let page = deliveries::list(&client, &filter, cursor, 7).await.unwrap();
+                found.extend(page.items.into_iter().map(|row| row.place));
+                cursor = page.next_cursor.map(|cursor| cursor.parse().unwrap());
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found.len(), expected, "{filter:?}");
+            assert!(found.is_sorted_by(|one, next| one > next), "{filter:?}");
+        }
+    };
+    check().await;
+    assert_eq!(delivery_indexes::build(&mut client).await.unwrap(), ["delivery_20200102_03"]);
+    assert!(delivery_indexes::build(&mut client).await.unwrap().is_empty(), "once");
+    let indexes = |at: &str| {
+        format!(
+            "SELECT count(*) FROM pg_index WHERE indrelid = (SELECT tableoid FROM delivery WHERE event_id = '{at}-0')"
+        )
+    };
+    assert_eq!((world.number(&indexes("old")).await, world.number(&indexes("new")).await), (9, 1));
+    check().await;
     drop(client);
     world.end().await;
 }

@@ -39,8 +39,7 @@ async fn two_schedulers_work_behind_a_pooler_that_shares_sessions_between_them()
         let client = pool.get().await.unwrap();
         let filter = DeliveryFilter::of(crate::world::TENANT);
         assert_eq!(deliveries::list(&client, &filter, None, 10).await.unwrap().items.len(), 10);
-        let filter =
-            DeadLetterFilter { tenant: crate::world::TENANT, subscription: None, from: None, to: None };
+        let filter = DeadLetterFilter::of(crate::world::TENANT);
         assert_eq!(dead_letters::list(&client, &filter, None, 10).await.unwrap().items.len(), 4);
     }
     first.stop().await;

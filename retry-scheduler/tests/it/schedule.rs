@@ -11,8 +11,9 @@ use floodway_schemas::{
     topic::Topic,
 };
 use floodway_store::{
+    counts::{self, CountFilter},
     dead_letters::{self, DeadLetterFilter},
-    deliveries::{self, CountFilter, DeliveryFilter},
+    deliveries::{self, DeliveryFilter},
 };
 use std::{
     collections::BTreeMap,
@@ -57,7 +58,7 @@ async fn a_final_failure_is_on_the_topic_and_in_the_table_once() {
 
     world.number_becomes("SELECT count(*) FROM dead_letter", |n| n == 2).await;
     let client = world.pool.get().await.unwrap();
-    let filter = DeadLetterFilter { tenant: TENANT, subscription: Some(SUBSCRIPTION), from: None, to: None };
+    let filter = DeadLetterFilter { subscription: Some(SUBSCRIPTION), ..DeadLetterFilter::of(TENANT) };
     let first = dead_letters::list(&client, &filter, None, 1).await.unwrap();
     assert_eq!(first.items[0].id, RetryKey { shard: 0, id: 1 });
     assert_eq!(first.items[0].reason, "endpoint_gone");
@@ -88,7 +89,7 @@ async fn history_has_failures_and_asked_for_successes_and_counts_have_everything
     world.write(0, &outcomes);
     world.number_becomes("SELECT coalesce(sum(n), 0)::bigint FROM delivery_count", |n| n == 5).await;
 
-    let client = world.pool.get().await.unwrap();
+    let mut client = world.pool.get().await.unwrap();
     let page = deliveries::list(&client, &DeliveryFilter::of(TENANT), None, 10).await.unwrap();
     let rows: Vec<_> = page.items.iter().map(|row| (row.event_id.as_str(), row.kind.as_str())).collect();
     assert_eq!((rows, page.next_cursor), (vec![("order-4", "retry"), ("order-1", "delivered")], None));
@@ -102,7 +103,7 @@ async fn history_has_failures_and_asked_for_successes_and_counts_have_everything
     assert_eq!((second.items[0].event_id.as_str(), second.next_cursor), ("order-1", None));
 
     let filter = CountFilter { tenant: TENANT, subscription: None, from: None, to: None };
-    let counts = deliveries::counts(&client, &filter).await.unwrap();
+    let counts = counts::count(&mut client, &filter).await.unwrap().subscriptions;
     let expected = [("deferred", 1), ("delivered", 2), ("dropped", 1), ("retry", 1)];
     assert_eq!(counts.len(), 1);
     assert_eq!(counts[0].by_kind, BTreeMap::from(expected.map(|(kind, n)| (kind.to_owned(), n))));
