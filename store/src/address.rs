@@ -30,6 +30,10 @@ impl Address {
     /// [`Error::Other`] saying what is wrong, without quoting the URL, which holds a password.
     pub(crate) fn parse(url: &SecretString) -> Result<Self, Error> {
         let url = url.expose_secret();
+        // The form of words, `host=a sslmode=require`, would have to be read twice to be understood once.
+        if !url.contains("://") {
+            return Err(malformed());
+        }
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let mut settings = TlsSettings { mode: Mode::Prefer, roots: None };
         let mut others = Vec::new();
@@ -70,8 +74,7 @@ fn malformed() -> Error {
 
 /// The same address for each of its hosts alone: `a://b@h1:1,h2:2/d` is `a://b@h1:1/d` and `a://b@h2:2/d`.
 fn one_by_one(address: &str) -> Vec<String> {
-    // The form of words, `host=a user=b`, is for one server.
-    let Some(start) = address.find("://").map(|at| at + 3) else { return vec![address.to_owned()] };
+    let start = address.find("://").map_or(0, |at| at + 3);
     let start = address[start..].rfind('@').map_or(start, |at| start + at + 1);
     let end = address[start..].find('/').map_or(address.len(), |at| start + at);
     let (before, after) = (&address[..start], &address[end..]);
@@ -153,6 +156,9 @@ mod tests {
             let error = Address::parse(&url).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("hunter2"), "{query}: {error}");
         }
+        let words = "host=localhost user=me password=hunter2 sslmode=require".into();
+        let error = Address::parse(&words).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("not of the form") && !error.contains("hunter2"), "{error}");
         let system = "postgres://me@localhost/x?sslmode=verify-full&sslrootcert=system".into();
         assert!(Address::parse(&system).is_ok());
     }

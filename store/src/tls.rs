@@ -3,7 +3,7 @@
 //! | `sslmode` | encrypted | the server is checked |
 //! |---|---|---|
 //! | `disable` | no | no |
-//! | `prefer` (default) | if the server offers it | no |
+//! | `prefer` (default) | if the server offers it | its chain, if `sslrootcert` is given |
 //! | `require` | yes | its chain, if `sslrootcert` is given |
 //! | `verify-ca` | yes | its chain |
 //! | `verify-full` | yes | its chain, and its name or address |
