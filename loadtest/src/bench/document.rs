@@ -46,10 +46,10 @@ impl Document {
 
     /// The page for the repository; `json` is how it names the file with all figures.
     pub fn markdown(&self, about: &About, json: &str) -> String {
-        let mut page = markdown::head(about, json);
+        let mut page = markdown::head(about, json) + "\n";
         for block in &self.blocks {
             page += &match block {
-                Block::Heading(text) => format!("\n## {text}\n\n"),
+                Block::Heading(text) => format!("## {text}\n\n"),
                 Block::Paragraph(text) => format!("{text}\n\n"),
                 Block::List(items) => markdown::list(items) + "\n",
                 Block::Table(rows) => markdown::table(rows) + "\n",

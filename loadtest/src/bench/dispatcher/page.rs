@@ -138,10 +138,7 @@ fn limits(report: &DispatcherReport) -> Vec<String> {
     limits.extend(about.remarks.iter().cloned());
     for scenario in &report.scenarios {
         limits.extend(scenario.failed.iter().map(|reason| format!("* {}: failed: {reason}", scenario.name)));
-        let mut doubts = scenario.doubts.clone();
-        doubts.sort_unstable();
-        doubts.dedup();
-        limits.extend(doubts.iter().map(|doubt| format!("* {}: {doubt}.", scenario.name)));
+        limits.extend(scenario.doubts.iter().map(|doubt| format!("* {}: {doubt}.", scenario.name)));
     }
     limits
 }

@@ -4,7 +4,7 @@ use super::{
     endpoints::{numbered, subscribe},
     result::{Figure, Found, Goal, Unit, together},
     scenario::Scenario,
-    stage::{Arrived, Sent, Stage, per_delivery},
+    stage::{Arrived, Sent, Stage, doubt, per_delivery},
 };
 use crate::{
     bench::{
@@ -53,6 +53,9 @@ pub(super) async fn measure(
         runs.push(run(stage, scenario, &event_type, endpoints, &label, &mut found).await?);
     }
     found.figures = together(runs);
+    let others = found.figure(OTHERS).map_or(&[][..], |figure| &figure.values);
+    let most = others.iter().copied().fold(0.0, f64::max);
+    found.doubts.extend(doubt(most / 100.0));
     if !tls && endpoints == 1 {
         let floor = floor(stage).await?;
         let cost = floor.micros_per_delivery().unwrap_or(0.0);
@@ -70,6 +73,7 @@ pub(super) async fn measure(
 }
 
 const COST: &str = "CPU-µs/delivery";
+const OTHERS: &str = "CPU time of others";
 
 async fn run(
     stage: &mut Stage<'_>,
@@ -101,9 +105,9 @@ async fn run(
     let Window { from, until, number } = window;
     let seconds = (until - from).as_secs_f64();
     let usage = |subject| recording.usage(subject, from, until);
-    found.doubts.extend(stage.doubts(&recording, from, until));
     let peak = usage(Subject::Server).map_or(0, |usage| usage.peak_bytes);
     let cost = |name: &str, subject| Figure::new(name, Unit::CpuMicros, per_delivery(usage(subject), number));
+    let others = stage.others(&recording, from, until);
     let whole = arrived
         .0
         .last()
@@ -116,6 +120,7 @@ async fn run(
         cost("Kafka µs/delivery", Subject::Broker),
         cost("sink µs/delivery", Subject::Sink),
         cost("retry scheduler µs/delivery", Subject::Scheduler),
+        Figure::new(OTHERS, Unit::Percent, others * 100.0),
         Figure::new("deferred", Unit::Count, deferred.unwrap_or(0.0)),
         Figure::new("from the first to the last", Unit::Micros, whole * 1e6),
     ])

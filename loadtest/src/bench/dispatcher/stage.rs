@@ -220,8 +220,8 @@ impl Stage<'_> {
         })
     }
 
-    /// Says so if other programs took much of the machine in a span of time.
-    pub(super) fn doubts(&self, recording: &Recording, from: Instant, until: Instant) -> Vec<String> {
+    /// Share of the machine's CPU time that others than those who are measured took in a span of time.
+    pub(super) fn others(&self, recording: &Recording, from: Instant, until: Instant) -> f64 {
         let subjects = [
             Subject::Server,
             Subject::Scheduler,
@@ -230,25 +230,22 @@ impl Stage<'_> {
             Subject::Sink,
             Subject::Generator,
         ];
-        let known: f64 = subjects
-            .iter()
-            .filter_map(|&s| recording.usage(s, from, until))
-            .map(|usage| usage.cpu_micros())
-            .sum();
+        let usages = subjects.iter().filter_map(|&subject| recording.usage(subject, from, until));
+        let known: f64 = usages.map(|usage| usage.cpu_micros()).sum();
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let share = known / ((until - from).as_secs_f64() * cores * 1e6).max(1.0);
-        let others = recording.machine_busy(from, until) - share;
-        // PostgreSQL and the system itself have their part of it.
-        (others > TOLERATED_OTHERS)
-            .then(|| {
-                format!(
-                    "PostgreSQL, other programs and other machines on the same host took {:.0} % of the CPU time",
-                    others * 100.0
-                )
-            })
-            .into_iter()
-            .collect()
+        (recording.machine_busy(from, until) - share).max(0.0)
     }
+}
+
+/// Says so if others took much of the machine's CPU time.
+pub(super) fn doubt(others: f64) -> Option<String> {
+    (others > TOLERATED_OTHERS).then(|| {
+        format!(
+            "PostgreSQL, other programs and other machines on the same host took up to {:.0} % of the CPU time",
+            others * 100.0
+        )
+    })
 }
 
 impl Sent {
