@@ -12,6 +12,7 @@
 use crate::{
     deliver::{Deliverer, Taken},
     delivery::{Delivery, LaneId},
+    partition::Receipt,
 };
 use floodway_schemas::UnixMillis;
 use smallvec::SmallVec;
@@ -124,7 +125,7 @@ impl Backlog {
 
     /// Defers the batches, for events of other partitions may be in them. The rest is the next owner's.
     pub(crate) fn leave_batches(self, deliverer: &Deliverer) {
-        let is_batch = |delivery: &Delivery| delivery.order.receipt.is_shared();
+        let is_batch = |delivery: &Delivery| delivery.order.receipt.as_ref().is_some_and(Receipt::is_shared);
         let batches = self.held.into_iter().filter(|(delivery, _)| is_batch(delivery));
         batches.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }

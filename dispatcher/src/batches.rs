@@ -96,7 +96,9 @@ impl Batches {
 
     /// Drops what came from a partition that is given up.
     pub(crate) fn forget(&self, partition: &Arc<Partition>) {
-        let taken = self.lock().open.retain(|delivery| !delivery.order.receipt.is_of(partition));
+        let is_of =
+            |delivery: &Delivery| delivery.order.receipt.iter().any(|receipt| receipt.is_of(partition));
+        let taken = self.lock().open.retain(|delivery| !is_of(delivery));
         drop(taken);
     }
 
@@ -146,9 +148,9 @@ fn merge(deliveries: Vec<Delivery>) -> Option<Delivery> {
     let mut receipts = Vec::with_capacity(deliveries.len());
     for Delivery { order: Order { receipt, permit, .. }, .. } in deliveries {
         order.permit.join(permit);
-        receipts.push(receipt);
+        receipts.extend(receipt);
     }
-    order.receipt.join(receipts);
+    order.receipt.as_mut()?.join(receipts);
     let event = Arc::new(PreparedEvent::batch(Bytes::from(array), order.event.tenant, names));
     Some(Delivery { order: Order { event, cause, since, ..order }, endpoint, received })
 }

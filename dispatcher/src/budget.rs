@@ -186,6 +186,12 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
+    /// A part of nothing, for something that this permit covers already.
+    pub(crate) fn nothing(&self) -> Self {
+        let Self { budget, source, tenant, .. } = self;
+        Self { budget: Arc::clone(budget), source: *source, tenant: *tenant, part: Amount::default() }
+    }
+
     /// Takes over the part of another delivery of the same source and tenant.
     pub(crate) fn join(&mut self, mut other: Self) {
         debug_assert!(

@@ -13,6 +13,7 @@ use crate::{
     life::Life,
     metrics::{Deferral, Metrics},
     outcomes::Outcomes,
+    partition::Receipt,
     pool::Pool,
     worker::Workers,
 };
@@ -23,7 +24,10 @@ use std::{
     future::poll_fn,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
@@ -31,6 +35,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Wait before a delivery that panicked is made again: long enough for a person to notice before many of them repeat.
 const PANIC_DEFERRAL: Duration = Duration::from_secs(60);
+
+/// Time after which an attempt looks whether its partition's progress waits for it, and between two such looks. Most attempts end
+/// long before.
+const PRESSING_LOOK: Duration = Duration::from_secs(1);
+/// How long after its deadline an attempt that was handed over is made again: time for its own outcome to arrive.
+const LEASE_MARGIN: Duration = Duration::from_secs(30);
+
+/// Longest wait in a lane while a partition's window is full.
+const CROWDED_WAIT: Duration = Duration::from_secs(1);
 
 /// Makes deliveries.
 pub(crate) struct Deliverer {
@@ -54,6 +67,8 @@ pub(crate) struct Deliverer {
     pub(crate) life: Arc<Life>,
     /// Every running attempt; at most `lane_in_flight` per subscription.
     pub(crate) tasks: TaskTracker,
+    /// A partition's window is full: the next sweep of the lanes defers sooner.
+    pub(crate) crowded: AtomicBool,
     /// Cancelled when the drain deadline has passed: the workers end, and drop what they have under way.
     pub(crate) cut_off: CancellationToken,
 }
@@ -74,6 +89,13 @@ impl Deliverer {
                 max_pause: settings.breaker_max_pause,
             },
         }
+    }
+
+    /// The bounds by which the lanes are swept next.
+    pub(crate) fn sweep_limits(&self) -> Limits {
+        // Relaxed: the flag stands for itself.
+        let wait = if self.crowded.swap(false, Ordering::Relaxed) { CROWDED_WAIT } else { self.limits.wait };
+        Limits { wait: wait.min(self.limits.wait), ..self.limits }
     }
 
     /// Puts a delivery into its lane: it is made now, later, or deferred; or given back, when there is no room but soon will be. Never
@@ -166,14 +188,18 @@ impl Deliverer {
         }
     }
 
-    async fn deliver(&self, delivery: Delivery, pool: &Pool) -> Fared {
+    async fn deliver(&self, mut delivery: Delivery, pool: &Pool) -> Fared {
+        let mut receipt = delivery.order.receipt.take();
         // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
-        let (settlement, fared) = unless_panic(self.attempt(&delivery, pool)).await.unwrap_or_else(|| {
+        let attempt = unless_panic(self.attempt(&delivery, pool));
+        let attempted = self.hand_over_if_pressing(attempt, &delivery, &mut receipt).await;
+        let (settlement, fared) = attempted.unwrap_or_else(|| {
             let subscription = delivery.endpoint.subscription.id;
             tracing::error!(%subscription, "a delivery panicked and is deferred");
             self.metrics.deferred(Deferral::Panic);
             (Settlement::deferred(clock::now().plus(PANIC_DEFERRAL)), Fared::Unknown)
         });
+        delivery.order.receipt = receipt;
         let settle = || self.settle(delivery.order, settlement);
         if std::panic::catch_unwind(AssertUnwindSafe(settle)).is_err() {
             tracing::error!(
@@ -183,6 +209,35 @@ impl Deliverer {
         fared
     }
 
+    /// Waits for an attempt. While its partition's progress ought not to wait with it, the delivery is handed to the retry scheduler,
+    /// which makes it again if its own outcome does not follow: the record is settled then, and the attempt goes on.
+    async fn hand_over_if_pressing<T>(
+        &self,
+        attempt: impl Future<Output = T>,
+        delivery: &Delivery,
+        receipt: &mut Option<Receipt>,
+    ) -> T {
+        let mut attempt = pin!(attempt);
+        let deadline = Instant::now() + self.timeout(delivery);
+        while receipt.is_some() {
+            if let Ok(attempted) = tokio::time::timeout(PRESSING_LOOK, attempt.as_mut()).await {
+                return attempted;
+            }
+            if !self.outcomes.is_stalled()
+                && let Some(pressing) = receipt.take_if(|receipt| receipt.is_pressing())
+            {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let lease = Settlement::in_doubt(clock::now().plus(left + LEASE_MARGIN));
+                self.settle(delivery.order.handed_over(pressing), lease);
+            }
+        }
+        attempt.await
+    }
+
+    fn timeout(&self, delivery: &Delivery) -> Duration {
+        Duration::from_millis(delivery.endpoint.subscription.timeout_ms.into()).min(self.max_timeout)
+    }
+
     /// Makes the attempt, unless the delivery is too old for it, and decides what follows. Also says how the endpoint fared.
     async fn attempt(&self, delivery: &Delivery, pool: &Pool) -> (Settlement, Fared) {
         let Delivery { order, endpoint, received } = delivery;
@@ -190,7 +245,7 @@ impl Deliverer {
         if clock::now() > policy.expires_at(order.since) {
             return (Settlement::dead(DeadReason::Expired), Fared::Unknown);
         }
-        let timeout = Duration::from_millis(endpoint.subscription.timeout_ms.into()).min(self.max_timeout);
+        let timeout = self.timeout(delivery);
         let report = {
             let _under_way = UnderWay::new(&self.metrics.in_flight);
             attempt::attempt(pool, endpoint, &order.event, order.record, timeout, clock::now()).await

@@ -24,10 +24,23 @@ pub(crate) struct Order {
     pub(crate) attempt: u32,
     /// Where the delivery's age starts.
     pub(crate) since: UnixMillis,
-    /// The record it came from, or those of a batch.
-    pub(crate) receipt: Receipt,
+    /// The record it came from, or those of a batch; `None` when their progress does not wait for this outcome any more.
+    pub(crate) receipt: Option<Receipt>,
     /// Its part of the budget.
     pub(crate) permit: Permit,
+}
+
+impl Order {
+    /// The same delivery, for an outcome that settles its record before its own does.
+    pub(crate) fn handed_over(&self, receipt: Receipt) -> Self {
+        Self {
+            event: Arc::clone(&self.event),
+            cause: self.cause.clone(),
+            receipt: Some(receipt),
+            permit: self.permit.nothing(),
+            ..*self
+        }
+    }
 }
 
 /// An order with the endpoint that it goes to.
@@ -93,6 +106,11 @@ impl Settlement {
             kind: OutcomeKind::Deferred,
             verdict: Verdict { not_before: Some(not_before), ..Verdict::default() },
         }
+    }
+
+    /// Under way, and to be made again if its own outcome does not follow until then.
+    pub(crate) fn in_doubt(not_before: UnixMillis) -> Self {
+        Self { kind: OutcomeKind::InDoubt, ..Self::deferred(not_before) }
     }
 
     /// Given up without an attempt.

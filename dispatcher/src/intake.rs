@@ -10,6 +10,7 @@ use crate::{
     kafka_health::KafkaHealth,
     life::{Life, Phase},
     ownership::Owner,
+    repeats::Repeats,
     route::Router,
 };
 use floodway_runtime::kafka::{KafkaSettings, REQUEST_TIMEOUT};
@@ -34,6 +35,11 @@ const QUEUED_RECORDS: &str = "4000";
 /// Bytes of a partition in one answer, as they are compressed: what they are once they are not counts only towards the next answer, and
 /// all the partitions of a broker are in one.
 const FETCHED_BYTES: &str = "524288";
+/// How long after a retry another record of it counts as a repeat: longer than another scheduler takes to take over.
+const DUE_REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
+/// Retries of a partition that are remembered for that, about 100 bytes each: more than a scheduler produces between two moves of
+/// its cursor.
+const DUE_REPEAT_KEYS: usize = 16_384;
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two looks whether Kafka is back.
@@ -71,6 +77,14 @@ impl Intake {
             .spawn(move || self.run())
     }
 
+    /// What a partition's thread remembers, to tell repeats.
+    pub(crate) fn repeats(&self) -> Repeats {
+        match self.topic {
+            Topic::Due => Repeats::new(DUE_REPEAT_WINDOW, DUE_REPEAT_KEYS),
+            _ => Repeats::new(self.repeat_window, self.repeat_ids),
+        }
+    }
+
     /// Consumes; after a failure that the client does not mend itself, with a new consumer.
     fn run(self) {
         let intake = Arc::new(self);
@@ -89,6 +103,8 @@ impl Intake {
         let mut config = intake.kafka.consumer(intake.group);
         // A position that the log does not hold is looked into, and not replaced by its start: what is there would pass for settled.
         config.set("auto.offset.reset", "error");
+        // Tells a log that has nothing more from a client that stopped.
+        config.set("enable.partition.eof", "true");
         // The broker answers as soon as there is something: waiting longer makes idle consumers cheaper and nothing later.
         config.set("fetch.wait.max.ms", FETCH_WAIT_MS);
         // Of every partition so much is fetched ahead: there may be many.
@@ -114,7 +130,7 @@ impl Intake {
                 Phase::Leaving | Phase::Abandoned => return Ok(()),
             }
             match consumer.poll(POLL_WAIT.min(self.commit_interval)) {
-                None => {}
+                None | Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) if is_fatal(&error) => return Err(error),
                 Some(Err(error)) => self.health.suspect(self.group, &error.to_string()),
                 // Every partition has a queue of its own; a record here would be lost if it were passed over.
@@ -165,8 +181,9 @@ mod tests {
     use crate::{Dispatcher, Parts, Settings, connect::Connector};
     use floodway_runtime::testing;
     use rdkafka::{
+        Offset, TopicPartitionList,
         mocking::MockCluster,
-        producer::DefaultProducerContext,
+        producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
 
@@ -195,7 +212,11 @@ mod tests {
 
     /// A cluster in this process, which can be told to fail.
     fn cluster() -> (MockCluster<'static, DefaultProducerContext>, KafkaSettings) {
-        let cluster = MockCluster::new(1).unwrap();
+        cluster_of(1)
+    }
+
+    fn cluster_of(brokers: i32) -> (MockCluster<'static, DefaultProducerContext>, KafkaSettings) {
+        let cluster = MockCluster::new(brokers).unwrap();
         let mut kafka = testing::kafka();
         kafka.brokers = cluster.bootstrap_servers();
         for topic in [Topic::Events, Topic::Due, Topic::Replays, Topic::Config, Topic::Outcomes] {
@@ -239,6 +260,59 @@ mod tests {
             () = dispatcher.look_after(&parts) => {}
         }
         parts.stop(Vec::new(), Duration::ZERO).await.unwrap();
+    }
+
+    /// The offset that the dispatcher committed for partition 0 of `events`.
+    fn committed(kafka: &KafkaSettings) -> Option<i64> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&kafka.topic(Topic::Events), 0);
+        let bystander: BaseConsumer =
+            kafka.reader().set("group.id", kafka.group("dispatcher")).create().unwrap();
+        match bystander.committed_offsets(list, DEADLINE).ok()?.elements()[0].offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn partitions_that_the_client_stops_to_fetch_after_a_change_of_leader_are_read_on() {
+        let (cluster, kafka) = cluster_of(2);
+        let (events, config) = (kafka.topic(Topic::Events), kafka.topic(Topic::Config));
+        for topic in [&events, &config] {
+            cluster.partition_leader(topic, 0, Some(1)).unwrap();
+        }
+        let dispatcher = dispatcher(&kafka);
+        let parts = Parts::start(&dispatcher).unwrap();
+        assert!(parts.feed_caught_up().await);
+        let intakes = dispatcher.start_intakes(&parts).unwrap();
+        let producer: BaseProducer = kafka.producer().create().unwrap();
+        let write = |topic: &str| {
+            // None of these is a record of its topic: they are read, and passed over.
+            let record = BaseRecord::to(topic).partition(0).key("k").payload("x");
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+            producer.flush(DEADLINE).unwrap();
+        };
+        let freshness = parts.feed.as_ref().unwrap().freshness();
+        for leader in [2, 1] {
+            let read = committed(&kafka).unwrap_or(0);
+            write(&events);
+            write(&config);
+            let written = Instant::now();
+            until("events are read", || committed(&kafka) == Some(read + 1));
+            until("the configuration is read", || freshness.current_as_of().is_some_and(|at| at > written));
+            // The client asks what the new leader's log has in common with the old one's, gets no answer, and fetches nothing.
+            let no_answer = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT; 10_000];
+            cluster.request_errors(RDKafkaApiKey::OffsetForLeaderEpoch, &no_answer);
+            for topic in [&events, &config] {
+                cluster.partition_leader(topic, 0, Some(leader)).unwrap();
+            }
+        }
+        write(&events);
+        write(&config);
+        let written = Instant::now();
+        until("events are read in the end", || committed(&kafka) == Some(3));
+        until("the configuration, too", || freshness.current_as_of().is_some_and(|at| at > written));
+        parts.stop(intakes, Duration::ZERO).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

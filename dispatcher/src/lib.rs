@@ -72,7 +72,7 @@ use outcomes::Outcomes;
 use pool::PoolLimits;
 use route::Router;
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -161,7 +161,8 @@ impl Dispatcher {
             }
             let (subscriptions, deliverer) = (Arc::clone(&parts.subscriptions), Arc::clone(&parts.deliverer));
             let swept = off_runtime(move || {
-                deliverer.defer_overdue(subscriptions.take_overdue(&deliverer.limits, Instant::now()));
+                deliverer
+                    .defer_overdue(subscriptions.take_overdue(&deliverer.sweep_limits(), Instant::now()));
             });
             if swept.await.is_none() {
                 tracing::error!("the sweep of the lanes panicked");
@@ -253,6 +254,7 @@ impl Parts {
             metrics,
             life: Arc::clone(&life),
             tasks: TaskTracker::new(),
+            crowded: AtomicBool::new(false),
             cut_off: CancellationToken::new(),
         });
         let limits = PoolLimits {

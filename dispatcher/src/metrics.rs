@@ -20,6 +20,7 @@ const DEFERRED: &str = "floodway_dispatcher_deferred_total";
 const TRACKER_WINDOW: &str = "floodway_dispatcher_tracker_window";
 const PARTITIONS: &str = "floodway_dispatcher_assigned_partitions";
 const COMMIT_FAILURES: &str = "floodway_dispatcher_commit_failures_total";
+const STALLS: &str = "floodway_dispatcher_partition_stalls_total";
 const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
@@ -36,7 +37,7 @@ pub(crate) enum Skip {
     Undecodable,
     /// An earlier owner of the partition settled it.
     Settled,
-    /// Its producer sent the same event shortly before.
+    /// Its producer sent the same event shortly before, or the scheduler the same retry.
     Repeat,
 }
 
@@ -97,6 +98,8 @@ pub(crate) struct IntakeMetrics {
     pub(crate) partitions: Gauge,
     /// Commits that failed.
     pub(crate) commit_failures: Counter,
+    /// Times that the client had stopped fetching a partition.
+    pub(crate) stalls: Counter,
 }
 
 /// Handles of the metrics of one worker's connections.
@@ -187,6 +190,7 @@ impl IntakeMetrics {
             tracker_window: gauge!(TRACKER_WINDOW, "topic" => topic),
             partitions: gauge!(PARTITIONS, "topic" => topic),
             commit_failures: counter!(COMMIT_FAILURES, "topic" => topic),
+            stalls: counter!(STALLS, "topic" => topic),
         }
     }
 }
@@ -210,6 +214,10 @@ fn describe() {
     );
     describe_gauge!(PARTITIONS, "Partitions owned, by topic");
     describe_counter!(COMMIT_FAILURES, "Commits of progress that failed, by topic");
+    describe_counter!(
+        STALLS,
+        "Times that the Kafka client had stopped fetching a partition although it goes on, by topic"
+    );
     describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
     describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
     describe_counter!(BREAKERS, "Endpoints that get no requests any more, or get them again, by change");

@@ -71,8 +71,8 @@ impl Settled {
 pub(crate) struct Unacknowledged {
     /// What becomes of the delivery.
     pub(crate) kind: OutcomeKind,
-    /// The record that it came from.
-    pub(crate) receipt: Receipt,
+    /// The record that it came from, if its progress waits for this outcome.
+    pub(crate) receipt: Option<Receipt>,
     /// Its part of the budget.
     pub(crate) permit: Permit,
     /// Kafka has not taken it at least once.

@@ -13,6 +13,7 @@ use crate::{
     metrics::Metrics,
     outcome_queue::{OutcomeQueue, Work},
     outcome_record::{Settled, Unacknowledged, Untaken},
+    partition::Receipt,
 };
 use floodway_runtime::kafka::{KafkaError, KafkaSettings};
 use floodway_schemas::{outcome::KIND_HEADER, topic::Topic};
@@ -94,7 +95,7 @@ impl ProducerContext for OutcomeContext {
     fn delivery(&self, result: &DeliveryResult<'_>, held: Box<Unacknowledged>) {
         match result {
             Ok(_) => {
-                held.receipt.settle();
+                held.receipt.iter().for_each(Receipt::settle);
                 if held.was_refused {
                     self.queue.accepted();
                 }
@@ -329,7 +330,7 @@ mod tests {
     use super::*;
     use crate::{
         budget::{Amount, Budget, Source},
-        partition::{Partition, Receipt},
+        partition::Partition,
         tracker::Progress,
     };
     use floodway_runtime::testing;
@@ -363,7 +364,7 @@ mod tests {
         let budget = Budget::new(Amount { count: 10, bytes: 1_000 });
         let held = Unacknowledged {
             kind: OutcomeKind::Delivered,
-            receipt: Receipt::new(&partition, 0),
+            receipt: Some(Receipt::new(&partition, 0)),
             permit: budget.take(Source::Events, TenantId(Uuid::nil()), 10),
             was_refused: false,
         };

@@ -9,10 +9,10 @@
 //!   so the next owner makes just these again.
 
 use crate::{
-    commit, drain, intake::Intake, life::Phase, metrics::IntakeMetrics, partition::Partition,
+    commit, drain::Drain, intake::Intake, life::Phase, metrics::IntakeMetrics, partition::Partition,
     tracker::Progress,
 };
-use floodway_runtime::{clock, kafka::REQUEST_TIMEOUT};
+use floodway_runtime::{clock, kafka::REQUEST_TIMEOUT, stall::StallWatch};
 use floodway_schemas::{UnixMillis, ids::RunId, topic::Topic};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
@@ -35,6 +35,9 @@ use uuid::Uuid;
 const COMMITTED_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two such questions.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a partition is kept although a delivery was given up, as after a worker's panic: what panics at each try is not to
+/// disturb the group all the time.
+const ABANDONED_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a partition's bounds are asked for before it counts as made anew: a new leader may not know the end at once.
 const BOUNDS_ASKED: u32 = 6;
 /// How often a partition is asked for the offset of a time, each of them four times as long ago as the one before: from a minute to
@@ -113,6 +116,11 @@ impl Owner {
         if self.broken.load(Ordering::Acquire) {
             return Err(KafkaError::Subscription("a partition cannot be consumed".to_owned()));
         }
+        if self.lock().values().any(|assigned| assigned.holds_what_nobody_delivers(&self.intake)) {
+            return Err(KafkaError::Subscription(
+                "a delivery was given up without an outcome: its partition is taken over anew".to_owned(),
+            ));
+        }
         if self.lock().values().any(|assigned| assigned.has_died(&self.intake)) {
             return Err(KafkaError::Subscription("the thread of a partition died".to_owned()));
         }
@@ -136,22 +144,34 @@ impl Owner {
         }
         consumer.incremental_assign(&list)?;
         for (start, queue) in starts.into_iter().zip(queues) {
-            self.spawn(start, queue)?;
+            self.spawn(&this, start, queue)?;
         }
         self.report();
         Ok(())
     }
 
     /// Starts the thread that drains a partition.
-    fn spawn(&self, start: Start, queue: PartitionQueue<Self>) -> KafkaResult<()> {
+    fn spawn(
+        &self,
+        consumer: &Arc<BaseConsumer<Self>>,
+        start: Start,
+        queue: PartitionQueue<Self>,
+    ) -> KafkaResult<()> {
         let Start { partition: id, run, progress, is_new, read_from } = start;
         tracing::info!(topic = self.name, partition = id, offset = progress.watermark(), read_from, %run, is_new, "partition assigned");
         let partition = Arc::new(Partition::new(id, run, progress, self.intake.max_window));
-        let (draining, intake) = (Arc::clone(&partition), Arc::clone(&self.intake));
-        let broken = Arc::clone(&self.broken);
+        let drain = Drain {
+            queue,
+            consumer: Arc::clone(consumer),
+            partition: Arc::clone(&partition),
+            intake: Arc::clone(&self.intake),
+            broken: Arc::clone(&self.broken),
+            stalls: self.metrics.stalls.clone(),
+            watch: StallWatch::new(read_from, Instant::now()),
+        };
         let thread = std::thread::Builder::new()
             .name(format!("{}-{id}", self.intake.topic.base_name()))
-            .spawn(move || drain::drain(&queue, &draining, &intake, &broken))
+            .spawn(move || drain.run())
             .map_err(|error| KafkaError::Subscription(format!("no thread for partition {id}: {error}")))?;
         let assigned = Assigned { partition, thread: Some(thread), acknowledged: None };
         self.lock().insert(id, assigned);
@@ -403,6 +423,13 @@ impl Assigned {
         let ended = self.thread.as_ref().is_some_and(JoinHandle::is_finished);
         // Looked at in this order: a thread that was told to end, and did, has not died.
         ended && !self.partition.is_stopped() && intake.life.is_running()
+    }
+
+    /// Whether a record stays unsettled for as long as the partition is assigned.
+    fn holds_what_nobody_delivers(&self, intake: &Intake) -> bool {
+        self.partition.abandoned_for().is_some_and(|since| since >= ABANDONED_PATIENCE)
+            && !self.partition.is_stopped()
+            && intake.life.is_running()
     }
 
     fn join(&mut self) {

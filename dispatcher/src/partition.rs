@@ -8,11 +8,17 @@ use crate::{
 use floodway_schemas::ids::RunId;
 use std::{
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// Part of the longest window, written as its divisor, from which on its oldest records are pressing.
+const LONG_WINDOW: usize = 2;
+/// Unsettled records from which on the oldest are pressing. Committed metadata can name three times as many if the distances between
+/// them take a byte, and still as many if they take three.
+const MANY_OPEN: usize = commit::MAX_OPEN / 3 - 8;
 
 /// One assignment of a partition.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub(crate) struct Partition {
     tracker: Mutex<Tracker>,
     room: Condvar,
     stopped: AtomicBool,
+    /// When a delivery was first given up without an outcome.
+    abandoned: OnceLock<Instant>,
 }
 
 /// What is to be committed, and the tracker's revision that it shows.
@@ -47,6 +55,7 @@ impl Partition {
             tracker: Mutex::new(Tracker::new(progress)),
             room: Condvar::new(),
             stopped: AtomicBool::new(false),
+            abandoned: OnceLock::new(),
         }
     }
 
@@ -109,29 +118,37 @@ impl Partition {
         self.stopped.load(Ordering::Acquire)
     }
 
+    /// How long ago a delivery was given up without an outcome: its record is settled by another assignment only.
+    pub(crate) fn abandoned_for(&self) -> Option<Duration> {
+        self.abandoned.get().map(Instant::elapsed)
+    }
+
     /// The tracker's methods leave it whole: a panic elsewhere is no reason to stop.
     fn lock(&self) -> MutexGuard<'_, Tracker> {
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One delivery of one record, or of the several of a batch, to be settled once.
+/// One delivery of one record, or of the several of a batch, to be settled once. Dropped before that, it leaves them to the next
+/// assignment of the partition.
 #[derive(Debug)]
 pub(crate) struct Receipt {
     partition: Arc<Partition>,
     offset: i64,
     /// The further records of a batch.
     others: Vec<Receipt>,
+    settled: AtomicBool,
 }
 
 impl Receipt {
     /// For one delivery of the record at `offset`.
     pub(crate) fn new(partition: &Arc<Partition>, offset: i64) -> Self {
-        Self { partition: Arc::clone(partition), offset, others: Vec::new() }
+        let settled = AtomicBool::new(false);
+        Self { partition: Arc::clone(partition), offset, others: Vec::new(), settled }
     }
 
     /// The same delivery is for these records, too.
-    pub(crate) fn join(&mut self, others: Vec<Self>) {
+    pub(crate) fn join(&mut self, others: impl IntoIterator<Item = Self>) {
         self.others.extend(others);
     }
 
@@ -147,9 +164,77 @@ impl Receipt {
 
     /// The delivery's outcome is acknowledged.
     pub(crate) fn settle(&self) {
-        if self.partition.lock().complete(self.offset) {
+        if !self.settled.swap(true, Ordering::AcqRel) && self.partition.lock().complete(self.offset) {
             self.partition.room.notify_all();
         }
         self.others.iter().for_each(Self::settle);
+    }
+
+    /// Whether the progress of a partition ought not to wait any longer for this delivery.
+    pub(crate) fn is_pressing(&self) -> bool {
+        let long = self.partition.max_window / LONG_WINDOW;
+        (!self.partition.is_stopped() && self.partition.lock().is_pressing(self.offset, long, MANY_OPEN))
+            || self.others.iter().any(Self::is_pressing)
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if !*self.settled.get_mut() {
+            self.partition.abandoned.get_or_init(Instant::now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn partition(max_window: usize) -> Arc<Partition> {
+        Arc::new(Partition::new(0, RunId(Uuid::nil()), Progress::starting_at(0), max_window))
+    }
+
+    #[test]
+    fn a_delivery_is_settled_once_and_one_that_is_given_up_is_noticed() {
+        let partition = partition(10);
+        partition.receive(0, 2);
+        let (first, second) = (Receipt::new(&partition, 0), Receipt::new(&partition, 0));
+        first.settle();
+        first.settle();
+        drop(first);
+        assert_eq!((partition.window_len(), partition.abandoned_for()), (1, None));
+        drop(second);
+        assert!(partition.abandoned_for().is_some());
+    }
+
+    #[test]
+    fn the_oldest_deliveries_of_a_window_that_is_half_full_are_pressing() {
+        let partition = partition(16);
+        let receipts: Vec<Receipt> = (0..8).map(|offset| Receipt::new(&partition, offset)).collect();
+        (0..8).for_each(|offset| partition.receive(offset, 1));
+        assert!(!receipts[0].is_pressing());
+        (8..12).for_each(|offset| partition.receive(offset, 1));
+        assert!(receipts.iter().all(Receipt::is_pressing));
+        let newest = Receipt::new(&partition, 9);
+        assert!(!newest.is_pressing());
+        receipts[..4].iter().for_each(Receipt::settle);
+        assert!(!receipts[4].is_pressing(), "the window is short again");
+        partition.stop();
+    }
+
+    #[test]
+    fn deliveries_are_pressing_before_there_are_more_than_a_commit_can_name() {
+        let partition = partition(1_000_000);
+        let open = i64::try_from(MANY_OPEN).unwrap();
+        // Far enough apart for each to take three bytes.
+        (0..=open).for_each(|number| partition.receive(number * 100_000, 1));
+        let oldest = Receipt::new(&partition, 0);
+        assert!(oldest.is_pressing());
+        let snapshot = partition.snapshot(None).unwrap();
+        let (_, named) = commit::decode(snapshot.offset, &snapshot.metadata).unwrap();
+        assert_eq!((named.open.len(), named.high), (MANY_OPEN + 1, open * 100_000 + 1));
+        oldest.settle();
+        assert!(!Receipt::new(&partition, 100_000).is_pressing());
     }
 }

@@ -8,15 +8,18 @@
 //! for a repeat of itself.
 //!
 //! Ids that ingest made are remembered like others: a producer whose batch was answered in part sends them again.
+//!
+//! Retries repeat, too: a scheduler that ended between producing them and storing that it had leaves them to the next one, which
+//! produces them to the same partition again. They are remembered in the same way, from the first record read on.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use floodway_schemas::UnixMillis;
+use floodway_schemas::{UnixMillis, due::RetryKey, ids::SubscriptionId};
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
 };
 
-/// What tells an event from others: 128 bits of a hash over tenant, source and id.
+/// What tells an event, or a retry, from others: 128 bits of a hash over tenant, source and id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint([u8; 16]);
 
@@ -26,6 +29,17 @@ impl Fingerprint {
         let mut bytes = [0; 16];
         let read = URL_SAFE_NO_PAD.decode_slice(message_id.get(4..)?, &mut bytes).ok()?;
         (read == bytes.len()).then_some(Self(bytes))
+    }
+
+    /// Of the retry of that event, by its key, for this subscription. Keys alone come again when the topic that they count is made anew.
+    pub(crate) fn of_retry(message_id: &str, key: RetryKey, subscription: SubscriptionId) -> Option<Self> {
+        let Self(mut bytes) = Self::of(message_id)?;
+        let position = (u128::from(key.shard.unsigned_abs()) << 64) | u128::from(key.id.unsigned_abs());
+        // The bytes of a hash stay spread evenly, whatever they are combined with.
+        for mixed in [position.to_be_bytes(), *subscription.0.as_bytes()] {
+            bytes.iter_mut().zip(mixed).for_each(|(byte, other)| *byte ^= other);
+        }
+        Some(Self(bytes))
     }
 }
 
@@ -108,6 +122,21 @@ mod tests {
         assert_ne!(of("1"), of("2"));
         assert_eq!(Fingerprint::of("msg"), None);
         assert_eq!(Fingerprint::of("msg_AAAA"), None);
+    }
+
+    #[test]
+    fn retries_are_told_apart_by_event_key_and_subscription() {
+        let of = |event, shard, id, subscription| {
+            let message_id = message_id(TenantId(uuid::Uuid::nil()), "s", event);
+            let key = RetryKey { shard, id };
+            Fingerprint::of_retry(&message_id, key, SubscriptionId(uuid::Uuid::from_u128(subscription)))
+                .unwrap()
+        };
+        let first = of("1", 3, 7, 9);
+        assert_eq!(of("1", 3, 7, 9), first);
+        for other in [of("2", 3, 7, 9), of("1", 4, 7, 9), of("1", 3, 8, 9), of("1", 3, 7, 8)] {
+            assert_ne!(other, first);
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use floodway_schemas::{
 };
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -215,8 +215,11 @@ impl Router {
         }
     }
 
-    /// Sends the open batches off, for a partition has no room before some of its records are settled. Tells the workers, too.
+    /// Sends the open batches off, and keeps nothing waiting in lanes for long: a partition has no room before some of its records are
+    /// settled. Tells the workers, too.
     pub(crate) fn make_way(&self) {
+        // Relaxed: the flag stands for itself.
+        self.deliverer.crowded.store(true, Ordering::Relaxed);
         self.deliverer.life.while_running(|| self.send_all_off(self.batches.take_all()));
         self.signal();
     }
@@ -263,15 +266,13 @@ impl Router {
     /// Counts a record's deliveries in the partition's tracker and returns them, if there are any.
     fn begin(&self, partition: &Partition, record: &Record, repeats: &mut Repeats) -> Option<Plan> {
         if partition.is_settled_or_seen(record.offset) {
-            if record.topic == Topic::Events {
-                self.remember(record, repeats);
-            }
+            self.remember(record, repeats);
             self.metrics().skipped(Skip::Settled);
             partition.receive(record.offset, 0);
             return None;
         }
         let plan = match record.topic {
-            Topic::Due | Topic::Replays => self.plan_due(record),
+            Topic::Due | Topic::Replays => self.plan_due(record, repeats),
             _ => self.plan_event(partition, record, repeats),
         };
         let plan = plan.unwrap_or_else(|error| {
@@ -318,11 +319,20 @@ impl Router {
         Ok(Some(Plan { event: Arc::new(prepared), steps }))
     }
 
-    /// Remembers an event that was settled, if anybody wanted it: what nobody wanted then may be wanted when it is sent again.
+    /// Remembers a record that was settled: an event only if anybody wanted it, for what nobody wanted then may be wanted when it is
+    /// sent again.
     fn remember(&self, record: &Record, repeats: &mut Repeats) {
-        let Ok(event) = decode(&record.payload) else { return };
-        let wanted = self.subscriptions.matching(event.tenant, &event.event_type, record.timestamp);
-        if let Some(print) = Fingerprint::of(&event.message_id()).filter(|_| !wanted.is_empty()) {
+        if record.topic == Topic::Events {
+            let Ok(event) = decode(&record.payload) else { return };
+            let wanted = self.subscriptions.matching(event.tenant, &event.event_type, record.timestamp);
+            if let Some(print) = Fingerprint::of(&event.message_id()).filter(|_| !wanted.is_empty()) {
+                repeats.is_repeat(print, record.offset, record.timestamp);
+            }
+        } else if let Ok(due) = Due::decode(&record.payload)
+            && let Origin::RetryKey(key) = due.origin
+            && let Ok(event) = prepare(&record.payload.slice_ref(due.event.get().as_bytes()), due.tenant)
+            && let Some(print) = Fingerprint::of_retry(&event.message_id, key, due.subscription)
+        {
             repeats.is_repeat(print, record.offset, record.timestamp);
         }
     }
@@ -348,15 +358,22 @@ impl Router {
         }
     }
 
-    /// The one step of a retry or a replay.
-    fn plan_due(&self, record: &Record) -> Result<Option<Plan>, DecodeError> {
+    /// The one step of a retry or a replay; none for a retry that was produced again.
+    fn plan_due(&self, record: &Record, repeats: &mut Repeats) -> Result<Option<Plan>, DecodeError> {
         let due = Due::decode(&record.payload)?;
         let envelope = record.payload.slice_ref(due.event.get().as_bytes());
         let event = prepare(&envelope, due.tenant)?;
         let endpoint =
             self.subscriptions.get(due.subscription).filter(|known| known.subscription.tenant == due.tenant);
         let cause = match due.origin {
-            Origin::RetryKey(key) => Cause::Due(key),
+            Origin::RetryKey(key) => {
+                let print = Fingerprint::of_retry(&event.message_id, key, due.subscription);
+                if print.is_some_and(|print| repeats.is_repeat(print, record.offset, record.timestamp)) {
+                    self.metrics().skipped(Skip::Repeat);
+                    return Ok(None);
+                }
+                Cause::Due(key)
+            }
             Origin::ReplayId(replay) => Cause::Replay { replay, message_id: event.message_id.clone() },
         };
         let target = endpoint.map_or(Target::Unknown(due.subscription), Target::Endpoint);
@@ -381,6 +398,7 @@ impl Router {
         };
         let permit = self.deliverer.budget.take(Source::of(&cause), event.tenant, event.envelope.len());
         let event = Arc::clone(event);
+        let receipt = Some(receipt);
         let order = Order { event, subscription, record, cause, attempt, since, receipt, permit };
         match target {
             Target::Endpoint(endpoint)

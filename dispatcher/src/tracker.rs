@@ -55,6 +55,8 @@ pub(crate) struct Tracker {
     window: VecDeque<Entry>,
     /// One more than the newest received offset; before any, the start.
     next: i64,
+    /// Records of the window that are unsettled.
+    open: usize,
     /// Grows with every change that a snapshot would show.
     revision: u64,
 }
@@ -69,7 +71,7 @@ struct Entry {
 impl Tracker {
     /// A tracker that goes on where `inherited` ends.
     pub(crate) fn new(inherited: Progress) -> Self {
-        Self { next: inherited.watermark(), inherited, window: VecDeque::new(), revision: 0 }
+        Self { next: inherited.watermark(), inherited, window: VecDeque::new(), open: 0, revision: 0 }
     }
 
     /// Whether an earlier owner settled the record at `offset`, or this one received it before.
@@ -84,6 +86,7 @@ impl Tracker {
         }
         self.next = offset + 1;
         self.revision += 1;
+        self.open += usize::from(deliveries > 0);
         if deliveries > 0 || !self.window.is_empty() {
             self.window.push_back(Entry { offset, remaining: deliveries });
         }
@@ -95,10 +98,14 @@ impl Tracker {
         let Some(entry) = self.window.get_mut(index).filter(|entry| entry.offset == offset) else {
             return false;
         };
-        entry.remaining = entry.remaining.saturating_sub(1);
+        if entry.remaining == 0 {
+            return false;
+        }
+        entry.remaining -= 1;
         if entry.remaining > 0 {
             return false;
         }
+        self.open -= 1;
         self.revision += 1;
         let before = self.window.len();
         while self.window.front().is_some_and(|entry| entry.remaining == 0) {
@@ -110,6 +117,14 @@ impl Tracker {
     /// Records from the oldest unsettled to the newest received one.
     pub(crate) fn window_len(&self) -> usize {
         self.window.len()
+    }
+
+    /// Whether progress ought not to wait any longer for the record at `offset`: the window is longer than `long` or has more than
+    /// `many` unsettled records, and this one is not in its newest quarter.
+    pub(crate) fn is_pressing(&self, offset: i64, long: usize, many: usize) -> bool {
+        let newest = self.window.len() / 4;
+        (self.window.len() > long || self.open > many)
+            && self.window.partition_point(|entry| entry.offset < offset) + newest < self.window.len()
     }
 
     /// Changes whenever [`Tracker::progress_of`] may have changed.

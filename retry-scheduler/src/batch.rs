@@ -108,7 +108,8 @@ pub(crate) struct Rows<'e> {
 pub(crate) fn place(entries: &mut [Entry], db_now: DbInstant, floor: Position, limits: Limits) {
     for entry in entries {
         let Some(later) = &mut entry.retry else { continue };
-        let wanted = clamp::wanted(db_now, later.delay, later.produced_at, limits);
+        let counts_from = later.produced_at.unwrap_or(db_now.to_millis());
+        let wanted = clamp::wanted(db_now, later.delay, counts_from, limits);
         let due = clamp::clamp(wanted, db_now, floor);
         later.row.position = Position { due, id: entry.offset };
         if let Some(delivery) = &mut entry.delivery {

@@ -2,10 +2,11 @@
 
 use crate::{
     batch::Batch,
+    leases::{Doubt, Leases, State},
     metrics::{Loss, Metrics},
     read::{self, Entry},
     reader::record_millis,
-    repeats::Repeats,
+    repeats::{Fingerprint, Repeats},
 };
 use rdkafka::{Message, message::BorrowedMessage};
 use std::time::Instant;
@@ -14,6 +15,8 @@ use std::time::Instant;
 pub(crate) struct Intake {
     shard: i32,
     repeats: Repeats,
+    /// The deliveries in doubt.
+    pub(crate) leases: Leases,
     /// Being filled; its end is the next offset to take.
     pub(crate) open: Batch,
 }
@@ -21,7 +24,7 @@ pub(crate) struct Intake {
 impl Intake {
     /// Takes records from `next_offset` on; earlier ones are only remembered.
     pub(crate) fn new(shard: i32, next_offset: i64, repeats: Repeats) -> Self {
-        Self { shard, repeats, open: Batch::new(next_offset) }
+        Self { shard, repeats, leases: Leases::default(), open: Batch::new(next_offset) }
     }
 
     /// Takes the next record of the log.
@@ -30,7 +33,7 @@ impl Intake {
         let value = record.payload().unwrap_or_default();
         let time = record_millis(record);
         if offset < self.open.to {
-            self.remember(value, time);
+            self.remember(offset, value, time);
             return;
         }
         if offset > self.open.to {
@@ -62,10 +65,26 @@ impl Intake {
         }
     }
 
-    /// A record that was stored earlier: known, for the repeats that may come.
-    fn remember(&mut self, value: &[u8], time: Option<i64>) {
-        if let Some(fingerprint) = read::fingerprint(value) {
-            self.repeats.is_repeat(fingerprint, time.unwrap_or(i64::MIN));
+    /// A record that was stored earlier: known, for the repeats that may come, and for leases that ran on.
+    fn remember(&mut self, offset: i64, value: &[u8], time: Option<i64>) {
+        if let Some((fingerprint, delivery, doubt)) = read::remember(value)
+            && !self.repeats.is_repeat(fingerprint, time.unwrap_or(i64::MIN))
+        {
+            self.doubt(offset, delivery, &doubt);
+        }
+    }
+
+    /// Begins or ends a lease. Returns what the delivery's lease was before.
+    fn doubt(&mut self, offset: i64, delivery: Fingerprint, doubt: &Doubt) -> Option<State> {
+        match doubt {
+            Doubt::Ends => self.leases.end(delivery),
+            Doubt::Begins(outcomes) if outcomes.iter().any(|&outcome| self.repeats.has_seen(outcome)) => {
+                Some(State::Void)
+            }
+            Doubt::Begins(_) => {
+                self.leases.begin(delivery, offset);
+                None
+            }
         }
     }
 
@@ -75,7 +94,16 @@ impl Intake {
                 metrics.repeats.increment(1);
                 return None;
             }
-            Ok(read) => (Some(read.entry), read.poison),
+            Ok(mut read) => {
+                match self.doubt(offset, read.delivery, &read.doubt) {
+                    // Its own outcome overtook it: there is nothing to wait for.
+                    Some(State::Void) if matches!(read.doubt, Doubt::Begins(_)) => read.entry.retry = None,
+                    // The delivery goes on from its lease, and is not to go on twice.
+                    Some(State::Fired) if !read.is_final => read.entry.retry = None,
+                    _ => {}
+                }
+                (Some(read.entry), read.poison)
+            }
             Err(poison) => (None, Some(poison)),
         };
         if let Some(poison) = poison {

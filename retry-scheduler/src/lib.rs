@@ -3,7 +3,8 @@
 //!
 //! In reading order: `members` learns which shards are this process's; `shard` is the life of one, with the protocol and
 //! what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp` when a retry
-//! is due; `pending` what is in memory and what is in the table; `maintain` keeps the partitions.
+//! is due; `pending` what is in memory and what is in the table;
+//! `leases` what becomes of deliveries in doubt; `maintain` keeps the partitions.
 
 mod batch;
 mod circuit;
@@ -14,6 +15,7 @@ pub mod error;
 #[cfg(test)]
 mod history;
 mod intake;
+mod leases;
 mod maintain;
 mod members;
 mod metrics;
@@ -23,7 +25,6 @@ mod read;
 mod reader;
 mod repeats;
 mod shard;
-mod stall;
 mod stop;
 mod takeover;
 

@@ -5,13 +5,14 @@
 )]
 
 use crate::read::Poison;
-use floodway_schemas::outcome::DeadReason;
+use floodway_schemas::outcome::{DeadReason, OutcomeKind};
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
 };
 
-const KINDS: [&str; 6] = ["delivered", "retry", "deferred", "dead", "disable", "dropped"];
+const KINDS: [&str; OutcomeKind::ALL.len()] =
+    ["delivered", "retry", "deferred", "dead", "disable", "dropped", "in_doubt"];
 
 const REASONS: [DeadReason; DeadReason::ALL.len()] = DeadReason::ALL;
 
@@ -41,6 +42,8 @@ pub(crate) struct Metrics {
     pub(crate) takeovers: Counter,
     pub(crate) fenced: Counter,
     pub(crate) reconciled: Counter,
+    pub(crate) reader_stalls: Counter,
+    leases: [Counter; 2],
     pub(crate) partitions_missing: Counter,
     pub(crate) partitions_ahead_hours: Gauge,
     pub(crate) maintenance_failures: Counter,
@@ -75,6 +78,8 @@ impl Metrics {
             takeovers: counter!("floodway_retry_takeovers_total"),
             fenced: counter!("floodway_retry_fenced_total"),
             reconciled: counter!("floodway_retry_reconciled_total"),
+            leases: ["void", "fired"].map(|end| counter!("floodway_retry_leases_total", "end" => end)),
+            reader_stalls: counter!("floodway_retry_reader_stalls_total"),
             partitions_missing: counter!("floodway_retry_partitions_missing_total"),
             partitions_ahead_hours: gauge!("floodway_retry_partitions_ahead_hours"),
             maintenance_failures: counter!("floodway_retry_maintenance_failures_total"),
@@ -104,6 +109,11 @@ impl Metrics {
         if let Some(index) = Poison::ALL.iter().position(|known| *known == reason) {
             self.poison[index].increment(1);
         }
+    }
+
+    /// Counts a lease whose time came, by whether it fired.
+    pub(crate) fn lease(&self, fires: bool) {
+        self.leases[usize::from(fires)].increment(1);
     }
 
     /// Counts an occasion on which records may have been lost.
@@ -147,6 +157,14 @@ fn describe() {
     describe_counter!(
         "floodway_retry_reconciled_total",
         "Shards continued after the database had been away."
+    );
+    describe_counter!(
+        "floodway_retry_leases_total",
+        "Deliveries in doubt whose lease ended: void, for their own outcome had come, or fired, to be made again."
+    );
+    describe_counter!(
+        "floodway_retry_reader_stalls_total",
+        "Times that the client had stopped reading a shard's outcomes although there were more."
     );
     describe_counter!("floodway_retry_partitions_missing_total", "Batches that had to wait for a partition.");
     describe_gauge!("floodway_retry_partitions_ahead_hours", "Hours for which every table has partitions.");

@@ -5,6 +5,7 @@
 //! | delivered | yes | if `record` | |
 //! | retry | yes | yes | the next attempt is stored |
 //! | deferred | yes | no | the same attempt is stored |
+//! | in_doubt | yes | no | the same attempt is stored, see [`crate::leases`] |
 //! | dead, disable | yes | yes | dead letter |
 //! | dropped | yes | no | |
 //!
@@ -13,7 +14,7 @@
 //! A record that cannot be used is *poison*: it is counted and passed over, never retried, so that it cannot hold up
 //! its shard. If it names its delivery it gets a history row that says so, and if it has its event, a dead letter.
 
-use crate::repeats::Fingerprint;
+use crate::{leases::Doubt, repeats::Fingerprint};
 use floodway_schemas::{
     DecodeError, UnixMillis,
     batch::{Batched, Member},
@@ -41,6 +42,12 @@ const ROW_OVERHEAD_BYTES: usize = 512;
 pub(crate) struct Read {
     /// Tells repeats.
     pub(crate) fingerprint: Fingerprint,
+    /// The delivery it is about.
+    pub(crate) delivery: Fingerprint,
+    /// What it means for leases.
+    pub(crate) doubt: Doubt,
+    /// Whether nothing more happens to the delivery.
+    pub(crate) is_final: bool,
     /// What it becomes.
     pub(crate) entry: Entry,
     /// Why it is poison, if it is.
@@ -79,8 +86,9 @@ pub(crate) struct Count {
 pub(crate) struct Later {
     /// From the end of the attempt to the next.
     pub(crate) delay: Duration,
-    /// When the outcome was produced.
-    pub(crate) produced_at: UnixMillis,
+    /// When the outcome was produced; `None` when the delay counts from its storing. A lease's does: its delivery's own outcome is
+    /// behind it in the log, so a shard that reads late reads that late, too.
+    pub(crate) produced_at: Option<UnixMillis>,
     /// The row.
     pub(crate) row: NewRetry,
 }
@@ -102,7 +110,7 @@ pub(crate) enum Poison {
     UnknownVersion,
     /// The event is missing where one is needed.
     NoEvent,
-    /// A retry or deferral without `not_before`.
+    /// A retry, a deferral or a lease without `not_before`.
     NoDueTime,
     /// An identifier that is not one.
     InvalidId,
@@ -158,7 +166,8 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
     let poison = match needs(&outcome) {
         Ok(Needs::Nothing) => None,
         Ok(Needs::Later(event, delay)) => {
-            let produced_at = UnixMillis(record_ms.unwrap_or(outcome.at.0));
+            let produced_at = (outcome.kind != OutcomeKind::InDoubt)
+                .then_some(UnixMillis(record_ms.unwrap_or(outcome.at.0)));
             entry.retry = later(&outcome, key, event, delay, produced_at);
             None
         }
@@ -174,12 +183,23 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
             Some(poison)
         }
     };
-    Ok(Read { fingerprint, entry, poison })
+    let (delivery, doubt, is_final) =
+        (Fingerprint::of_delivery(&outcome), doubt(&outcome), outcome.kind.is_final());
+    Ok(Read { fingerprint, delivery, doubt, is_final, entry, poison })
 }
 
-/// The fingerprint of a record that was handled earlier; `None` for one that has none.
-pub(crate) fn fingerprint(value: &[u8]) -> Option<Fingerprint> {
-    decode(value).ok().map(|outcome| Fingerprint::of(&outcome))
+/// What is remembered of a record that was handled earlier; `None` for one that cannot be used.
+pub(crate) fn remember(value: &[u8]) -> Option<(Fingerprint, Fingerprint, Doubt)> {
+    let outcome = decode(value).ok()?;
+    Some((Fingerprint::of(&outcome), Fingerprint::of_delivery(&outcome), doubt(&outcome)))
+}
+
+fn doubt(outcome: &Outcome<'_>) -> Doubt {
+    if outcome.kind != OutcomeKind::InDoubt {
+        return Doubt::Ends;
+    }
+    let others = OutcomeKind::ALL.into_iter().filter(|&kind| kind != OutcomeKind::InDoubt);
+    Doubt::Begins(others.map(|kind| Fingerprint::with_kind(outcome, kind)).collect())
 }
 
 fn decode(value: &[u8]) -> Result<Outcome<'_>, Poison> {
@@ -202,7 +222,7 @@ enum Needs<'a> {
 fn needs<'a>(outcome: &Outcome<'a>) -> Result<Needs<'a>, Poison> {
     match outcome.kind {
         OutcomeKind::Delivered | OutcomeKind::Dropped => Ok(Needs::Nothing),
-        OutcomeKind::Retry | OutcomeKind::Deferred => {
+        OutcomeKind::Retry | OutcomeKind::Deferred | OutcomeKind::InDoubt => {
             let event = outcome.event.ok_or(Poison::NoEvent)?;
             let not_before = outcome.not_before.ok_or(Poison::NoDueTime)?;
             Ok(Needs::Later(event, not_before.since(outcome.at)))
@@ -215,7 +235,7 @@ fn has_history(outcome: &Outcome<'_>) -> bool {
     match outcome.kind {
         OutcomeKind::Delivered => outcome.record,
         OutcomeKind::Retry | OutcomeKind::Dead | OutcomeKind::Disable => true,
-        OutcomeKind::Deferred | OutcomeKind::Dropped => false,
+        OutcomeKind::Deferred | OutcomeKind::Dropped | OutcomeKind::InDoubt => false,
     }
 }
 
@@ -224,7 +244,7 @@ fn later(
     key: RetryKey,
     event: &RawValue,
     delay: Duration,
-    produced_at: UnixMillis,
+    produced_at: Option<UnixMillis>,
 ) -> Option<Later> {
     // A deferral used up no attempt.
     let attempt = match outcome.kind {
@@ -412,7 +432,12 @@ mod tests {
 
     #[test]
     fn a_retry_asks_for_the_next_attempt_and_a_deferral_for_the_same() {
-        for (kind, attempt, history) in [(OutcomeKind::Retry, 3, true), (OutcomeKind::Deferred, 2, false)] {
+        let kinds = [
+            (OutcomeKind::Retry, 3, true),
+            (OutcomeKind::Deferred, 2, false),
+            (OutcomeKind::InDoubt, 2, false),
+        ];
+        for (kind, attempt, history) in kinds {
             let entry = read_outcome(&outcome(kind)).entry;
             let later = entry.retry.unwrap();
             let due = Due::decode(&later.row.record).unwrap();
@@ -513,6 +538,7 @@ mod tests {
         };
         assert_eq!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Deferred, 7));
         assert_eq!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Delivered, 7));
+        assert_ne!(of(OutcomeKind::Retry, 7), of(OutcomeKind::InDoubt, 7));
         assert_ne!(of(OutcomeKind::Retry, 7), of(OutcomeKind::Retry, 8));
     }
 

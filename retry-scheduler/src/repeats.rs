@@ -6,11 +6,13 @@
 //! cause. They may differ in kind, for the endpoint may have answered differently, yet a retry has exactly one outcome:
 //! were both kept, the delivery would go on twice from there. So for retries the kind does not count.
 //!
+//! An outcome in doubt precedes the delivery's own: it has a kind of its own whatever the cause.
+//!
 //! Only the first of equal outcomes may count. The set is bounded: it forgets
 //! what is older than a window of record time, and the oldest beyond a number of entries. What it forgets too soon is
 //! delivered once more, which at-least-once delivery allows.
 
-use floodway_schemas::outcome::{Cause, Outcome};
+use floodway_schemas::outcome::{Cause, Outcome, OutcomeKind};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
@@ -24,17 +26,38 @@ pub(crate) struct Fingerprint(u128);
 impl Fingerprint {
     /// The fingerprint of an outcome.
     pub(crate) fn of(outcome: &Outcome<'_>) -> Self {
+        Self::with_kind(outcome, outcome.kind)
+    }
+
+    /// What it would be with another kind.
+    pub(crate) fn with_kind(outcome: &Outcome<'_>, kind: OutcomeKind) -> Self {
+        let counts = kind == OutcomeKind::InDoubt || !matches!(outcome.cause, Cause::Due(_));
+        Self::hash(outcome, if counts { kind.as_str() } else { "" })
+    }
+
+    /// The fingerprint of the delivery that an outcome is about, whatever became of it.
+    pub(crate) fn of_delivery(outcome: &Outcome<'_>) -> Self {
+        Self::hash(outcome, "")
+    }
+
+    fn hash(outcome: &Outcome<'_>, kind: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(outcome.subscription.0.as_bytes());
-        if !matches!(outcome.cause, Cause::Due(_)) {
-            hash.update(outcome.kind.as_str());
-        }
+        hash.update(kind);
         hash.update([0]);
         hash.update(outcome.cause.to_string());
         let hash: [u8; 32] = hash.finalize().into();
         let mut first = [0; 16];
         first.copy_from_slice(&hash[..16]);
         Self(u128::from_be_bytes(first))
+    }
+}
+
+#[cfg(test)]
+impl Fingerprint {
+    /// One of one's own choice.
+    pub(crate) fn for_tests(number: u128) -> Self {
+        Self(number)
     }
 }
 
@@ -70,6 +93,11 @@ impl Repeats {
         }
         self.order.push_back((self.newest_ms, fingerprint));
         false
+    }
+
+    /// Whether the fingerprint was seen.
+    pub(crate) fn has_seen(&self, fingerprint: Fingerprint) -> bool {
+        self.seen.contains(&fingerprint)
     }
 
     fn forget_old(&mut self) {

@@ -37,15 +37,19 @@ use crate::{
     read::Poison,
     reader::{Polled, Reader},
     repeats::Repeats,
-    stall::StallWatch,
     stop::{Ending, Stop},
     takeover::{self, Obstacle, TakenOver},
 };
-use floodway_runtime::{backoff::Backoff, kafka::KafkaSettings};
+use floodway_runtime::{
+    backoff::Backoff,
+    kafka::KafkaSettings,
+    stall::{Finding, StallWatch},
+};
 use floodway_store::{
     Pool,
     retry::{self, PendingRetry, WriteError},
 };
+use rdkafka::Message;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
@@ -271,7 +275,7 @@ impl<'s> Owner<'s> {
                 row.next_offset,
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
-            stall: StallWatch::new(Instant::now()),
+            stall: StallWatch::new(row.next_offset, Instant::now()),
             caught_up: false,
             closed: VecDeque::new(),
             commit_sent: false,
@@ -332,6 +336,7 @@ impl<'s> Owner<'s> {
         if !self.closed.is_empty() {
             // A batch waits for its dead letters, or for a partition: what else is due goes on meanwhile.
             self.stop.wait(wake.saturating_duration_since(now).min(ACK_INTERVAL));
+            self.stall.not_asked(now);
             return Ok(());
         }
         let settings = &self.shared.settings;
@@ -347,7 +352,7 @@ impl<'s> Owner<'s> {
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
-                    self.stall.progressed(now);
+                    self.stall.read(record.offset());
                     self.intake.take(&self.shared.metrics, &record, now);
                 }
             }
@@ -364,10 +369,12 @@ impl<'s> Owner<'s> {
             return Ok(());
         }
         // A broker that does not answer says nothing about the reader.
-        let log_goes_on = self.reader.end().is_ok_and(|end| end > self.intake.open.to);
-        match self.stall.is_stalled(log_goes_on, Instant::now()) {
-            true => Err(Trouble::StartOver("its reader stopped although the log goes on")),
-            false => Ok(()),
+        match self.stall.look(self.reader.end().ok(), Instant::now()) {
+            Finding::ReadsOn => Ok(()),
+            Finding::Stopped | Finding::StoppedForGood => {
+                self.shared.metrics.reader_stalls.increment(1);
+                Err(Trouble::StartOver("its reader stopped although the log goes on"))
+            }
         }
     }
 
@@ -544,9 +551,25 @@ impl<'s> Owner<'s> {
             self.store_cursor()?;
         }
         let rows = self.pending.take_due(self.clock.now(now), settings.fire_rows, settings.fire_bytes);
+        let rows = self.unless_void(rows);
         let acks = self.shared.publisher.due(self.shard, &rows);
         self.firing = Some(Firing { rows, acks });
         Ok(())
+    }
+
+    /// Leaves out the leases of deliveries whose own outcome came: they count as acknowledged.
+    fn unless_void(&mut self, mut rows: Vec<PendingRetry>) -> Vec<PendingRetry> {
+        let (leases, metrics) = (&mut self.intake.leases, &self.shared.metrics);
+        let before = rows.len();
+        rows.retain(|row| match leases.fire(row.position.id) {
+            None => true,
+            Some(fires) => {
+                metrics.lease(fires);
+                fires
+            }
+        });
+        self.acknowledged |= rows.len() < before;
+        rows
     }
 
     /// Looks at what became of the rows produced. Rows that were not acknowledged go back and are tried again.

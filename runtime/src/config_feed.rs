@@ -4,9 +4,13 @@
 //! from the beginning at start and never commits. Records are applied on the feed's own thread, one at a time.
 //!
 //! The feed says how old what it knows may be. The client reports the end of the partition once each time it gets there, so
-//! silence may mean that nothing changed or that nothing arrives: the feed asks for the end every second and compares.
+//! silence may mean that nothing changed or that nothing arrives: the feed asks for the end every second and compares. A client
+//! that stopped fetching is told from one that has nothing more ([`crate::stall`]), and fetches again from where it is.
 
-use crate::kafka::{KafkaError, KafkaSettings};
+use crate::{
+    kafka::{KafkaError, KafkaSettings},
+    stall::{Finding, StallWatch},
+};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
@@ -91,8 +95,15 @@ impl ConfigFeed {
         consumer.assign(&partitions)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
-        let mut position =
-            Position { consumer, topic, next: None, at_end: false, probed: None, current: current_tx };
+        let mut position = Position {
+            consumer,
+            topic,
+            next: None,
+            at_end: false,
+            probed: None,
+            current: current_tx,
+            stall: StallWatch::new(0, Instant::now()),
+        };
         let thread = std::thread::Builder::new().name("config-feed".to_owned()).spawn(move || {
             let mut checked_at = Instant::now();
             while !shutdown.is_cancelled() {
@@ -107,6 +118,7 @@ impl ConfigFeed {
                         }
                         position.next = Some(record.offset() + 1);
                         position.at_end = false;
+                        position.stall.read(record.offset());
                     }
                     Some(Err(ClientError::PartitionEOF(_))) => {
                         position.reached_end();
@@ -164,6 +176,8 @@ struct Position {
     /// The topic's end when what follows `next` was last fetched again.
     probed: Option<i64>,
     current: watch::Sender<Option<Instant>>,
+    /// Whether the client still fetches.
+    stall: StallWatch,
 }
 
 impl Position {
@@ -172,6 +186,7 @@ impl Position {
         self.at_end = true;
         // Offsets up to the end that was probed hold no records: compaction or a transaction's marker took them.
         self.next = self.next.max(self.probed.take());
+        self.stall.reached_end();
         self.current.send_replace(Some(Instant::now()));
     }
 
@@ -187,6 +202,24 @@ impl Position {
             // again, which tells.
             self.probed = Some(high);
             let _ = self.consumer.seek(&self.topic, 0, Offset::Offset(next), Duration::ZERO);
+        } else if self.stall.is_due(asked) {
+            self.look(next, high, asked);
         }
+    }
+
+    /// Neither a record nor the end came for a while although there is more: fetches again if the client has stopped.
+    fn look(&mut self, next: i64, high: i64, now: Instant) {
+        let fetched = match self.stall.look(Some(high), now) {
+            Finding::ReadsOn => return,
+            Finding::Stopped => self.consumer.seek(&self.topic, 0, Offset::Offset(next), Duration::ZERO),
+            Finding::StoppedForGood => {
+                let mut partitions = TopicPartitionList::new();
+                partitions
+                    .add_partition_offset(&self.topic, 0, Offset::Offset(next))
+                    .and_then(|()| self.consumer.assign(&partitions))
+            }
+        };
+        self.probed = Some(high);
+        tracing::warn!(next, high, ?fetched, "the config feed had stopped and fetches again");
     }
 }

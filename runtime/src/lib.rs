@@ -13,6 +13,7 @@ mod kafka_security;
 pub mod logging;
 pub mod settings;
 pub mod shutdown;
+pub mod stall;
 pub mod tally;
 #[cfg(feature = "testing")]
 pub mod testing;

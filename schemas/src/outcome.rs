@@ -24,7 +24,7 @@ pub const MAX_RESPONSE_BYTES: usize = 4 * 1024;
 pub const KIND_HEADER: &str = "kind";
 
 /// What made the dispatcher deliver. Outcomes with equal (cause, subscription, kind) are repeats of one another; those of
-/// [`Cause::Due`] whatever their kind.
+/// [`Cause::Due`] whatever their kind, unless it is [`OutcomeKind::InDoubt`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub enum Cause {
@@ -124,12 +124,22 @@ pub enum OutcomeKind {
     Disable,
     /// The subscription no longer exists. Final, kept nowhere.
     Dropped,
+    /// The attempt is still under way, and its record's progress is not to wait for it. Its own outcome follows, with the same cause;
+    /// if none does, the same attempt is due at `not_before`.
+    InDoubt,
 }
 
 impl OutcomeKind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Delivered, Self::Retry, Self::Deferred, Self::Dead, Self::Disable, Self::Dropped];
+    pub const ALL: [Self; 7] = [
+        Self::Delivered,
+        Self::Retry,
+        Self::Deferred,
+        Self::Dead,
+        Self::Disable,
+        Self::Dropped,
+        Self::InDoubt,
+    ];
 
     /// The kind's name, as in JSON, in [`KIND_HEADER`], in metrics and in tables.
     pub fn as_str(self) -> &'static str {
@@ -140,12 +150,13 @@ impl OutcomeKind {
             Self::Dead => "dead",
             Self::Disable => "disable",
             Self::Dropped => "dropped",
+            Self::InDoubt => "in_doubt",
         }
     }
 
     /// Whether nothing more happens to the delivery.
     pub fn is_final(self) -> bool {
-        !matches!(self, Self::Retry | Self::Deferred)
+        !matches!(self, Self::Retry | Self::Deferred | Self::InDoubt)
     }
 }
 
@@ -271,13 +282,13 @@ pub struct Outcome<'a> {
     /// What orders the event, see [`crate::event::Event::ordering_key`].
     #[serde(borrow)]
     pub key: Cow<'a, str>,
-    /// Number of the attempt that was made, from 1; for `deferred` of the one that was not.
+    /// Number of the attempt that was made, from 1; for `deferred` of the one that was not, for `in_doubt` of the one under way.
     pub attempt: u32,
     /// Where the delivery's age starts: acceptance, or the request to replay.
     pub since: UnixMillis,
-    /// When the attempt ended, by the dispatcher's clock.
+    /// When the attempt ended, or its outcome was written, by the dispatcher's clock.
     pub at: UnixMillis,
-    /// For `retry` and `deferred`: when the next attempt is due, by the dispatcher's clock.
+    /// For `retry`, `deferred` and `in_doubt`: when the next attempt is due, by the dispatcher's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<UnixMillis>,
     /// For `dead` and `disable`.

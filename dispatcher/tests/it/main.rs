@@ -8,6 +8,7 @@ mod cost;
 mod deferrals;
 mod durability;
 mod frames;
+mod hand_over;
 mod http2;
 mod isolation;
 mod outcomes;

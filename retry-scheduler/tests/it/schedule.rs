@@ -144,12 +144,50 @@ async fn a_retry_that_was_delivered_twice_goes_on_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_in_doubt_is_made_again_unless_its_own_outcome_is_known() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let lease = Duration::from_millis(1_500);
+    let in_doubt = |n| outcome(OutcomeKind::InDoubt, n, lease);
+    // Answered after the hand-over, before it, by a retry, and not at all.
+    let delivered = |n| outcome(OutcomeKind::Delivered, n, Duration::ZERO);
+    world.write(0, &[in_doubt(1), delivered(1), delivered(2), in_doubt(2)]);
+    world.write(0, &[in_doubt(3), retry(3, 300), in_doubt(4), in_doubt(4)]);
+    let keys = retry_keys(&world.read_due(2).await);
+    // The retry of the third, and the lease of the fourth.
+    assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), [5, 6]);
+    let after =
+        "SELECT count(*) FROM retry_shard JOIN retry USING (shard) WHERE (due_at, id) > (cur_due, cur_id)";
+    world.number_becomes(after, |open| open == 0).await;
+
+    // What ended a lease is known to the next owner.
+    let later = Duration::from_secs(4);
+    world.write(0, &[outcome(OutcomeKind::InDoubt, 5, later), outcome(OutcomeKind::InDoubt, 6, later)]);
+    world.write(0, &[delivered(5)]);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |n| n == 11).await;
+    scheduler.stop().await;
+    let scheduler = world.start().await;
+    // What the lease brought about goes on.
+    let due = Outcome { cause: Cause::Due(RetryKey { shard: 0, id: 6 }), ..retry(4, 300) };
+    world.write(0, &[due]);
+    let keys = retry_keys(&world.read_due(4).await);
+    assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), [5, 6, 9, 11]);
+    world.number_becomes(after, |open| open == 0).await;
+    assert_eq!(world.read_due(4).await.len(), 4);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outcomes_that_cannot_be_used_do_not_hold_up_the_shard() {
     let world = World::new(1).await;
     let scheduler = world.start().await;
-    for bytes in [&b"not json"[..], b"", b"{\"v\":2}", b"{\"v\":1}"] {
+    for bytes in [&b"not json"[..], b"", b"{\"v\":2}"] {
         world.write_bytes(0, bytes);
     }
+    // Of a kind that only a later version knows.
+    let unknown = String::from_utf8(retry(9, 0).encode().unwrap()).unwrap();
+    world.write_bytes(0, unknown.replacen("\"kind\":\"retry\"", "\"kind\":\"later\"", 1).as_bytes());
     let without_time = Outcome { not_before: None, ..retry(1, 0) };
     let without_event = Outcome { event: None, ..retry(2, 0) };
     world.write(0, &[without_time, without_event, retry(3, 300)]);

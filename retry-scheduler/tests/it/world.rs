@@ -87,7 +87,8 @@ pub(crate) fn outcome(kind: OutcomeKind, n: i64, delay: Duration) -> Outcome<'st
         attempt: 2,
         since: UnixMillis(at.0 - 1_000),
         at,
-        not_before: matches!(kind, OutcomeKind::Retry | OutcomeKind::Deferred).then(|| at.plus(delay)),
+        not_before: matches!(kind, OutcomeKind::Retry | OutcomeKind::Deferred | OutcomeKind::InDoubt)
+            .then(|| at.plus(delay)),
         reason: None,
         status: Some(503),
         error: Some(ErrorClass::Status),
