@@ -49,8 +49,8 @@ pub struct Settings {
     pub max_bytes: usize,
     /// `FLOODWAY_DISPATCHER__TRACKER_WINDOW`: records of one partition from the oldest unsettled one to the newest received one;
     /// default 262144 (16 bytes each). At the bound, intake of the partition waits. A record stays unsettled for up to `lane_wait`
-    /// and an attempt's timeout, so an endpoint that hangs limits intake to this many records in that time: 13,000 a second and
-    /// partition with the default timeout of 15 s, 4,000 with `max_timeout`.
+    /// and an attempt's timeout. When half of the window is used, its oldest attempts are handed to the retry scheduler, so that those
+    /// of an endpoint that hangs do not fill it.
     pub tracker_window: usize,
     /// `FLOODWAY_DISPATCHER__MAX_TIMEOUT`: longest attempt, whatever the subscription asks for; default `60s`.
     #[serde(with = "humantime_serde")]

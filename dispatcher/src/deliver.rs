@@ -272,6 +272,10 @@ impl Deliverer {
 
 /// What became of a delivery that was offered.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a delivery on its way is moved, not allocated for being refused"
+)]
 pub(crate) enum Taken {
     /// It is made, or waits for its turn in this lane.
     Passed(LaneId),

@@ -26,6 +26,8 @@ mod drain;
 pub mod error;
 mod filters;
 mod headers;
+#[cfg(test)]
+mod histories;
 mod intake;
 mod kafka_health;
 mod lane;

@@ -156,11 +156,6 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit;
-    use floodway_schemas::ids::RunId;
-    use proptest::prelude::*;
-    use std::collections::{BTreeMap, BTreeSet};
-    use uuid::Uuid;
 
     #[test]
     fn the_watermark_is_the_first_unsettled_offset_and_skips_gaps() {
@@ -214,115 +209,5 @@ mod tests {
         tracker.receive(0, 5);
         tracker.complete(0);
         assert_eq!(tracker.progress(), Progress::starting_at(1));
-    }
-
-    /// A log with gaps: offsets and the number of deliveries of each.
-    fn log() -> impl Strategy<Value = BTreeMap<i64, u32>> {
-        proptest::collection::btree_map(0i64..300, 0u32..3, 1..120)
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        /// The consumer hands over the next records.
-        Receive(u8),
-        /// Some pending delivery is done.
-        Complete(usize),
-        /// The current progress is committed.
-        Commit,
-        /// The process dies and another goes on from the last commit.
-        Crash,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            4 => (1u8..20).prop_map(Step::Receive),
-            8 => any::<usize>().prop_map(Step::Complete),
-            2 => Just(Step::Commit),
-            1 => Just(Step::Crash),
-        ];
-        proptest::collection::vec(step, 1..150)
-    }
-
-    /// One owner of the partition: its tracker and the deliveries that it has not done.
-    struct Owner {
-        tracker: Tracker,
-        position: i64,
-        pending: Vec<i64>,
-    }
-
-    impl Owner {
-        fn start(committed: (i64, &str)) -> Self {
-            let progress = match commit::decode(committed.0, committed.1) {
-                Some((_, progress)) => progress,
-                None => Progress::starting_at(committed.0),
-            };
-            Self { position: progress.watermark(), tracker: Tracker::new(progress), pending: Vec::new() }
-        }
-
-        /// Receives the next record; returns its offset if it has to be delivered.
-        fn receive(&mut self, log: &BTreeMap<i64, u32>) -> Option<i64> {
-            let (&offset, &deliveries) = log.range(self.position..).next()?;
-            self.position = offset + 1;
-            if self.tracker.is_settled_or_seen(offset) {
-                self.tracker.receive(offset, 0);
-                return None;
-            }
-            self.tracker.receive(offset, deliveries);
-            self.pending.extend(std::iter::repeat_n(offset, deliveries as usize));
-            Some(offset)
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn crashes_lose_nothing_and_repeat_only_what_no_commit_covered(log in log(), steps in steps()) {
-            let run = RunId(Uuid::nil());
-            let mut done: BTreeMap<i64, u32> = BTreeMap::new();
-            let mut committed = (0i64, String::new());
-            let mut covered: BTreeSet<i64> = BTreeSet::new();
-            let mut owner = Owner::start((committed.0, &committed.1));
-            for step in steps {
-                match step {
-                    Step::Receive(count) => for _ in 0..count {
-                        if let Some(offset) = owner.receive(&log) {
-                            prop_assert!(!covered.contains(&offset), "{offset} was covered by a commit");
-                        }
-                    },
-                    Step::Complete(pick) if !owner.pending.is_empty() => {
-                        let offset = owner.pending.swap_remove(pick % owner.pending.len());
-                        owner.tracker.complete(offset);
-                        *done.entry(offset).or_default() += 1;
-                    }
-                    Step::Complete(_) => {}
-                    Step::Commit => {
-                        let few = owner.tracker.progress_of(3);
-                        prop_assert_eq!(few.watermark(), owner.tracker.progress().watermark());
-                        prop_assert!((0..300).all(|offset| !few.is_settled(offset) || owner.tracker.progress().is_settled(offset)));
-                        let progress = owner.tracker.progress();
-                        for (&offset, &deliveries) in &log {
-                            if progress.is_settled(offset) {
-                                covered.insert(offset);
-                                prop_assert!(done.get(&offset).copied().unwrap_or(0) >= deliveries, "{offset} is claimed, not done");
-                            }
-                        }
-                        committed = commit::encode(run, &progress);
-                    }
-                    Step::Crash => owner = Owner::start((committed.0, &committed.1)),
-                }
-            }
-            // Left alone, the last owner settles everything.
-            while owner.position <= 300 && log.range(owner.position..).next().is_some() {
-                owner.receive(&log);
-            }
-            for offset in std::mem::take(&mut owner.pending) {
-                owner.tracker.complete(offset);
-                *done.entry(offset).or_default() += 1;
-            }
-            for (offset, deliveries) in &log {
-                prop_assert!(done.get(offset).copied().unwrap_or(0) >= *deliveries, "{offset} was lost");
-            }
-            prop_assert_eq!(owner.tracker.progress().open, Vec::<i64>::new());
-            prop_assert_eq!(owner.tracker.window_len(), 0);
-        }
     }
 }

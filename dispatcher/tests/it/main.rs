@@ -14,5 +14,6 @@ mod isolation;
 mod outcomes;
 mod receiver;
 mod selection;
+mod storm;
 mod tls;
 mod world;

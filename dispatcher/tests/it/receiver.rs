@@ -9,7 +9,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustls::HandshakeKind;
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -47,6 +47,8 @@ impl Arrival {
 /// What the server answers.
 pub(crate) enum Answer {
     Respond(Response<Full<Bytes>>),
+    /// 200, so much later.
+    After(Duration),
     /// Not before the gate opens, then 200.
     Held,
     /// Never.
@@ -190,6 +192,10 @@ async fn respond(
     let _ = arrived.send(arrival);
     match answer {
         Answer::Respond(response) => response,
+        Answer::After(pause) => {
+            tokio::time::sleep(pause).await;
+            Response::new(Full::default())
+        }
         Answer::Held => {
             let _ = opened.wait_for(|open| *open).await;
             Response::new(Full::default())
