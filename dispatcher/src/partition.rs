@@ -9,7 +9,7 @@ use floodway_schemas::ids::RunId;
 use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,6 +19,9 @@ const LONG_WINDOW: usize = 2;
 /// Unsettled records from which on the oldest are pressing. Committed metadata can name three times as many if the distances between
 /// them take a byte, and still as many if they take three.
 const MANY_OPEN: usize = commit::MAX_OPEN / 3 - 8;
+
+/// Stands for the offset of a delivery that is settled. Kafka's start at 0.
+const SETTLED: i64 = -1;
 
 /// One assignment of a partition.
 #[derive(Debug)]
@@ -134,17 +137,16 @@ impl Partition {
 #[derive(Debug)]
 pub(crate) struct Receipt {
     partition: Arc<Partition>,
-    offset: i64,
+    /// Of the record; [`SETTLED`] when that does not wait any more. There are as many receipts as deliveries: each byte counts.
+    offset: AtomicI64,
     /// The further records of a batch.
     others: Vec<Receipt>,
-    settled: AtomicBool,
 }
 
 impl Receipt {
     /// For one delivery of the record at `offset`.
     pub(crate) fn new(partition: &Arc<Partition>, offset: i64) -> Self {
-        let settled = AtomicBool::new(false);
-        Self { partition: Arc::clone(partition), offset, others: Vec::new(), settled }
+        Self { partition: Arc::clone(partition), offset: AtomicI64::new(offset), others: Vec::new() }
     }
 
     /// The same delivery is for these records, too.
@@ -164,7 +166,8 @@ impl Receipt {
 
     /// The delivery's outcome is acknowledged.
     pub(crate) fn settle(&self) {
-        if !self.settled.swap(true, Ordering::AcqRel) && self.partition.lock().complete(self.offset) {
+        let offset = self.offset.swap(SETTLED, Ordering::AcqRel);
+        if offset != SETTLED && self.partition.lock().complete(offset) {
             self.partition.room.notify_all();
         }
         self.others.iter().for_each(Self::settle);
@@ -173,14 +176,15 @@ impl Receipt {
     /// Whether the progress of a partition ought not to wait any longer for this delivery.
     pub(crate) fn is_pressing(&self) -> bool {
         let long = self.partition.max_window / LONG_WINDOW;
-        (!self.partition.is_stopped() && self.partition.lock().is_pressing(self.offset, long, MANY_OPEN))
+        let offset = self.offset.load(Ordering::Acquire);
+        (!self.partition.is_stopped() && self.partition.lock().is_pressing(offset, long, MANY_OPEN))
             || self.others.iter().any(Self::is_pressing)
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if !*self.settled.get_mut() {
+        if *self.offset.get_mut() != SETTLED {
             self.partition.abandoned.get_or_init(Instant::now);
         }
     }
