@@ -4,7 +4,6 @@
 mod attributes;
 mod bad_input;
 mod batches;
-mod cost;
 mod deferrals;
 mod durability;
 mod frames;
