@@ -70,8 +70,8 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__MAX_CONNECTIONS`: connections to all hosts; default 4096. A host has at most a quarter of those that
     /// are not in use, and always one per worker.
     pub max_connections: usize,
-    /// `FLOODWAY_DISPATCHER__HTTP2`: whether HTTP/2 is spoken with endpoints that offer it over TLS; default `true`. Their requests
-    /// share one connection then, and `max_connections_per_host` bounds the requests at a time, too.
+    /// `FLOODWAY_DISPATCHER__HTTP2`: whether HTTP/2 is spoken with endpoints that offer it over TLS; default `true`. A tenant's
+    /// requests share one connection then, and `max_connections_per_host` bounds the requests at a time, too.
     pub http2: bool,
     /// `FLOODWAY_DISPATCHER__CA_FILE`: PEM file with authorities that endpoints' certificates may be signed by, besides the public
     /// ones; default none.

@@ -25,6 +25,7 @@ mod delivery;
 mod drain;
 pub mod error;
 mod filters;
+mod frame_scan;
 mod headers;
 #[cfg(test)]
 mod histories;
@@ -39,6 +40,7 @@ mod outcome_record;
 mod outcomes;
 mod ownership;
 mod partition;
+mod places;
 mod pool;
 mod read_map;
 mod repeats;
@@ -51,6 +53,7 @@ mod subscriptions;
 mod target;
 mod tracker;
 mod traffic;
+mod vigil;
 mod worker;
 
 pub use config::Settings;

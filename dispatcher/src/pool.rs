@@ -4,8 +4,10 @@
 //! leave some for the others. Who finds no room waits for a connection of the same server to become free, within the time that its
 //! attempt has.
 //!
-//! A server that speaks HTTP/2 gets one connection for all requests. Which protocol it speaks shows when the first connection to it
-//! is made: the other requests wait for that for a moment, and use the connection if they can.
+//! A server that speaks HTTP/2 gets one connection for all requests of a tenant: what one tenant's requests block there holds up no
+//! other tenant's. Only tenants for whose own connection the server's share has no room use another one's. Which protocol a server
+//! speaks shows when the first connection to it is made: the tenant's other requests wait for that for a moment, and use the
+//! connection if they can.
 
 use crate::{
     connect::{ConnectError, Connector, Dial, Established},
@@ -31,6 +33,10 @@ const SHARE: usize = 4;
 /// Longest wait for another request's connection that may turn out to be for both: enough for a handshake with the other side of the
 /// world, and little beside the timeout of an attempt if there is no answer at all.
 const PROTOCOL_WAIT: Duration = Duration::from_secs(1);
+/// How long a connection that many requests share gets further ones, at most and at least: always in use, it would never follow an
+/// endpoint that moves to another address. Between the two by chance, so that connections made together are not made anew together.
+const MAX_AGE: Duration = Duration::from_secs(5 * 60);
+const MIN_AGE: Duration = Duration::from_secs(4 * 60);
 
 /// What bounds a worker's connections.
 #[derive(Debug, Clone, Copy)]
@@ -68,14 +74,14 @@ struct State {
 struct Host {
     /// The one that was used last is at the end.
     idle: VecDeque<Idle>,
-    /// Connections that many requests share. More than one only while requests of earlier ones are under way.
+    /// Connections that many requests share. More than one per tenant only while requests of earlier ones are under way.
     shared: Vec<Shared>,
     open: usize,
-    /// Of these being made.
-    connecting: usize,
+    /// Of these being made, by whose request.
+    connecting: Vec<TenantId>,
     /// Whether it chose HTTP/1.1 when it was asked last.
     speaks_http1: bool,
-    /// Who waits for one of them.
+    /// Who waits for one of them, or for a place on another tenant's.
     waiting: VecDeque<oneshot::Sender<()>>,
     /// Who waits to see which protocol it speaks.
     curious: Vec<oneshot::Sender<()>>,
@@ -88,12 +94,18 @@ struct Idle {
 
 struct Shared {
     session: Arc<Session>,
+    /// Whose requests it is for, first of all.
+    tenant: TenantId,
     /// Requests under way.
     requests: usize,
+    /// Who waits for a place on it, of the same tenant.
+    waiting: VecDeque<oneshot::Sender<()>>,
     /// Gets no further ones.
     is_retired: bool,
     /// When it was used last.
     since: Instant,
+    /// From when on it gets no further ones.
+    old_at: Instant,
 }
 
 /// A connection in use, or the room for one. It is closed when dropped, unless it is [kept](Lease::keep) or others use it, too.
@@ -119,6 +131,7 @@ enum Held {
 struct Turn<'p> {
     pool: &'p Pool,
     origin: &'p Origin,
+    tenant: TenantId,
     free: oneshot::Receiver<()>,
 }
 
@@ -128,7 +141,7 @@ impl Drop for Turn<'_> {
         if self.free.try_recv().is_ok()
             && let Some(host) = self.pool.lock().hosts.get_mut(self.origin)
         {
-            host.wake_one();
+            host.wake_for(self.tenant);
         }
     }
 }
@@ -137,21 +150,24 @@ impl Drop for Turn<'_> {
 struct Making<'p> {
     pool: &'p Pool,
     origin: &'p Origin,
+    tenant: TenantId,
 }
 
 impl<'p> Making<'p> {
-    fn new(pool: &'p Pool, origin: &'p Origin) -> Self {
+    fn new(pool: &'p Pool, origin: &'p Origin, tenant: TenantId) -> Self {
         if let Some(host) = pool.lock().hosts.get_mut(origin) {
-            host.connecting += 1;
+            host.connecting.push(tenant);
         }
-        Self { pool, origin }
+        Self { pool, origin, tenant }
     }
 }
 
 impl Drop for Making<'_> {
     fn drop(&mut self) {
         if let Some(host) = self.pool.lock().hosts.get_mut(self.origin) {
-            host.connecting -= 1;
+            if let Some(at) = host.connecting.iter().position(|&tenant| tenant == self.tenant) {
+                host.connecting.swap_remove(at);
+            }
             for curious in host.curious.drain(..) {
                 // Who gave up needs no word.
                 let _ = curious.send(());
@@ -192,13 +208,13 @@ impl Pool {
         let mut see_until = None;
         let mut is_curious = true;
         loop {
-            let held = match self.find(origin, is_curious) {
+            let held = match self.find(origin, tenant, is_curious, Instant::now()) {
                 Found::Idle(connection) => Held::Own(connection),
                 Found::Place(session) => Held::Place(session),
                 Found::Room => Held::Room,
                 Found::Wait(free) => {
-                    let mut turn = Turn { pool: self, origin, free };
-                    // Sent, or dropped with the pool: either way there is something to find.
+                    let mut turn = Turn { pool: self, origin, tenant, free };
+                    // Sent, or dropped with what it was about: either way it is time to look again.
                     let _ = (&mut turn.free).await;
                     continue;
                 }
@@ -234,7 +250,7 @@ impl Pool {
             }
             closed_shared.extend(host.shared.extract_if(.., |shared| {
                 shared.requests == 0
-                    && (now.saturating_duration_since(shared.since) >= timeout || !shared.session.is_usable())
+                    && (now.saturating_duration_since(shared.since) >= timeout || !shared.is_fresh(now))
             }));
             let count = closed.len() + closed_shared.len() - before;
             host.open -= count;
@@ -247,7 +263,7 @@ impl Pool {
         self.metrics.connections.decrement((closed.len() + closed_shared.len()) as f64);
     }
 
-    fn find(&self, origin: &Origin, is_curious: bool) -> Found {
+    fn find(&self, origin: &Origin, tenant: TenantId, is_curious: bool, now: Instant) -> Found {
         let mut state = self.lock();
         if !state.hosts.contains_key(origin) {
             state.hosts.insert(origin.clone(), Host::default());
@@ -255,17 +271,23 @@ impl Pool {
         let State { hosts, open, idle } = &mut *state;
         // It was there before, or has just been put there.
         let Some(host) = hosts.get_mut(origin) else { return Found::Room };
-        let ended = host.retire_unusable();
+        let ended = host.retire_unusable(now);
         if ended > 0 {
             host.open -= ended;
             *open -= ended;
             *idle -= ended;
             self.metrics.connections.decrement(ended as f64);
         }
-        if let Some(shared) = host.shared.iter_mut().find(|shared| shared.has_room(self.limits.per_host)) {
-            *idle -= usize::from(shared.requests == 0);
-            shared.requests += 1;
-            return Found::Place(Arc::clone(&shared.session));
+        let per_host = self.limits.per_host;
+        let own = host.shared.iter_mut().find(|shared| shared.tenant == tenant && !shared.is_retired);
+        if let Some(shared) = own {
+            if shared.requests < per_host {
+                *idle -= usize::from(shared.requests == 0);
+                return Found::Place(shared.take_place());
+            }
+            let (free, waits) = oneshot::channel();
+            shared.waiting.push_back(free);
+            return Found::Wait(waits);
         }
         while let Some(Idle { mut connection, .. }) = host.idle.pop_back() {
             *idle -= 1;
@@ -276,15 +298,19 @@ impl Pool {
             *open -= 1;
             self.metrics.connections.decrement(1.0);
         }
-        let is_shared_full = host.shared.iter().any(|shared| !shared.is_retired);
-        if is_curious && host.connecting > 0 && !is_shared_full && self.may_share(origin, host) {
+        if is_curious && host.connecting.contains(&tenant) && self.may_share(origin, host) {
             let (made, waits) = oneshot::channel();
             host.curious.push(made);
             return Found::WaitToSee(waits);
         }
         let unused = self.limits.connections.saturating_sub(*open - *idle);
-        let share = self.limits.per_host.min(unused / SHARE).max(1);
-        if host.open >= share || is_shared_full {
+        let share = per_host.min(unused / SHARE).max(1);
+        if host.open >= share {
+            let others = host.shared.iter_mut().filter(|shared| shared.has_room(per_host));
+            if let Some(shared) = others.min_by_key(|shared| shared.requests) {
+                *idle -= usize::from(shared.requests == 0);
+                return Found::Place(shared.take_place());
+            }
             let (free, waits) = oneshot::channel();
             host.waiting.push_back(free);
             return Found::Wait(waits);
@@ -311,8 +337,9 @@ impl Pool {
         }
     }
 
-    /// Shares a new connection, for which there is room, and takes a place on it; or on an earlier one that is as good, instead.
-    fn share(&self, origin: &Origin, opened: Opened) -> Option<Arc<Session>> {
+    /// Shares a new connection, for which there is room, and takes a place on it; or on an earlier one of the tenant that is as good,
+    /// instead.
+    fn share(&self, origin: &Origin, tenant: TenantId, opened: Opened) -> Option<Arc<Session>> {
         let mut state = self.lock();
         let State { hosts, open, idle } = &mut *state;
         let host = hosts.get_mut(origin)?;
@@ -321,24 +348,26 @@ impl Pool {
         for waiting in host.waiting.drain(..) {
             let _ = waiting.send(());
         }
-        let earlier = host
-            .shared
-            .iter_mut()
-            .find(|shared| shared.has_room(self.limits.per_host) && shared.session.is_usable());
-        if let Some(earlier) = earlier {
+        let now = Instant::now();
+        let is_as_good = |shared: &&mut Shared| {
+            shared.tenant == tenant && shared.has_room(self.limits.per_host) && shared.is_fresh(now)
+        };
+        if let Some(earlier) = host.shared.iter_mut().find(is_as_good) {
             *idle -= usize::from(earlier.requests == 0);
-            earlier.requests += 1;
             host.open -= 1;
             *open -= 1;
             self.metrics.connections.decrement(1.0);
-            return Some(Arc::clone(&earlier.session));
+            return Some(earlier.take_place());
         }
         let session = Arc::new(Session::start(opened, &self.tasks));
         host.shared.push(Shared {
             session: Arc::clone(&session),
+            tenant,
             requests: 1,
+            waiting: VecDeque::new(),
             is_retired: false,
-            since: Instant::now(),
+            since: now,
+            old_at: now + age(rand::random()),
         });
         Some(session)
     }
@@ -352,20 +381,27 @@ impl Pool {
             return;
         };
         let shared = &mut host.shared[at];
+        let tenant = shared.tenant;
         shared.requests -= 1;
-        shared.is_retired |= retire;
         shared.since = Instant::now();
-        if shared.requests == 0 {
-            if shared.is_retired {
+        if retire || session.is_spent() {
+            shared.retire();
+        }
+        match (shared.requests, shared.is_retired) {
+            (0, true) => {
                 host.shared.swap_remove(at);
                 host.open -= 1;
                 *open -= 1;
                 self.metrics.connections.decrement(1.0);
-            } else {
-                *idle += 1;
+                host.wake_one();
             }
+            (requests, false) => {
+                *idle += usize::from(requests == 0);
+                host.wake_for(tenant);
+            }
+            // Those who still use it are the last ones.
+            (_, true) => {}
         }
-        host.wake_one();
     }
 
     /// Every critical section leaves the counts right: a panic elsewhere is no reason to stop.
@@ -393,20 +429,26 @@ impl State {
 }
 
 impl Host {
-    /// Tells the first one who still waits that there is something to find.
+    /// Tells the first one who still waits for any connection that there is something to find.
     fn wake_one(&mut self) {
-        while let Some(waiting) = self.waiting.pop_front() {
-            if waiting.send(()).is_ok() {
-                return;
-            }
+        wake_one(&mut self.waiting);
+    }
+
+    /// The same after a place on a tenant's connection became free: its own requests come first.
+    fn wake_for(&mut self, tenant: TenantId) {
+        let own = self.shared.iter_mut().find(|shared| shared.tenant == tenant && !shared.is_retired);
+        if !own.is_some_and(|shared| wake_one(&mut shared.waiting)) {
+            self.wake_one();
         }
     }
 
     /// Takes shared connections that came to their end out of use; returns how many were unused and are gone.
-    fn retire_unusable(&mut self) -> usize {
+    fn retire_unusable(&mut self, now: Instant) -> usize {
         let before = self.shared.len();
         self.shared.retain_mut(|shared| {
-            shared.is_retired |= !shared.session.is_usable();
+            if !shared.is_retired && !shared.is_fresh(now) {
+                shared.retire();
+            }
             !shared.is_retired || shared.requests > 0
         });
         before - self.shared.len()
@@ -417,6 +459,37 @@ impl Shared {
     fn has_room(&self, per_host: usize) -> bool {
         !self.is_retired && self.requests < per_host
     }
+
+    /// Whether it may get further requests at all.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now < self.old_at && self.session.is_usable()
+    }
+
+    fn take_place(&mut self) -> Arc<Session> {
+        self.requests += 1;
+        Arc::clone(&self.session)
+    }
+
+    /// Takes it out of use; who waits for a place on it looks again.
+    fn retire(&mut self) {
+        self.is_retired = true;
+        self.waiting.clear();
+    }
+}
+
+/// Tells the first one who still waits that there is something to find. Whether there was one.
+fn wake_one(waiting: &mut VecDeque<oneshot::Sender<()>>) -> bool {
+    while let Some(first) = waiting.pop_front() {
+        if first.send(()).is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
+/// How long a shared connection gets further requests; `chance` is from 0 to 1.
+fn age(chance: f64) -> Duration {
+    MIN_AGE + (MAX_AGE - MIN_AGE).mul_f64(chance)
 }
 
 impl Lease<'_> {
@@ -424,14 +497,14 @@ impl Lease<'_> {
     async fn connect(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
         self.is_reused = false;
         *dial = Dial::default();
-        let making = Making::new(self.pool, self.origin);
+        let making = Making::new(self.pool, self.origin, tenant);
         match self.pool.connector.connect(self.origin, tenant, dial).await? {
             Established::Http1(connection) => {
                 self.pool.note_http1(self.origin);
                 self.held = Held::Own(connection);
             }
             Established::Http2(opened) => {
-                if let Some(session) = self.pool.share(self.origin, opened) {
+                if let Some(session) = self.pool.share(self.origin, tenant, opened) {
                     self.held = Held::Place(session);
                 }
             }
@@ -700,7 +773,7 @@ mod tests {
 
     const HEAD: &[u8] = b"POST / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
-    /// A server that speaks HTTP/2 and answers every request, or nothing at all.
+    /// A server that speaks HTTP/2 and answers every request, or says nothing but its settings.
     struct SharedServer {
         origin: Origin,
         connections: Arc<AtomicUsize>,
@@ -746,10 +819,10 @@ mod tests {
                     let stream = acceptor.accept(stream).await.unwrap();
                     count.fetch_add(1, Ordering::SeqCst);
                     served.spawn(async move {
+                        let mut requests = h2::server::handshake(stream).await.unwrap();
                         if is_silent {
                             std::future::pending::<()>().await;
                         }
-                        let mut requests = h2::server::handshake(stream).await.unwrap();
                         while let Some(Ok((_, mut respond))) = requests.accept().await {
                             respond.send_response(http::Response::new(()), true).unwrap();
                         }
@@ -761,7 +834,11 @@ mod tests {
         }
 
         async fn lease<'p>(&'p self, pool: &'p Pool) -> Lease<'p> {
-            timeout(DEADLINE, pool.connection(&self.origin, TENANT, &mut Dial::default()))
+            self.lease_for(pool, TENANT).await
+        }
+
+        async fn lease_for<'p>(&'p self, pool: &'p Pool, tenant: TenantId) -> Lease<'p> {
+            timeout(DEADLINE, pool.connection(&self.origin, tenant, &mut Dial::default()))
                 .await
                 .unwrap()
                 .unwrap()
@@ -805,7 +882,7 @@ mod tests {
         let third = pool.connection(&server.origin, TENANT, &mut dial);
         let (third, ()) = tokio::join!(timeout(DEADLINE, third), async {
             tokio::task::yield_now().await;
-            assert_eq!(pool.lock().hosts[&server.origin].waiting.len(), 1);
+            assert_eq!(pool.lock().hosts[&server.origin].shared[0].waiting.len(), 1);
             drop(first);
         });
         let mut third = third.unwrap().unwrap();
@@ -869,10 +946,82 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_without_a_sign_of_life_is_given_up() {
+    async fn tenants_have_connections_of_their_own_as_long_as_there_is_room_for_them() {
+        let (server, pool) = SharedServer::start(PoolLimits { per_host: 2, ..LIMITS }, false).await;
+        let [one, other, third] = [1, 2, 3].map(|number| TenantId(Uuid::from_u128(number)));
+        let mut first = server.lease_for(&pool, one).await;
+        let (mut second, mut again) =
+            tokio::join!(server.lease_for(&pool, other), server.lease_for(&pool, one));
+        assert_eq!([second.is_reused(), again.is_reused()], [false, true]);
+        // The first one's connection is full, and the server's share is used up.
+        let mut borrowed = server.lease_for(&pool, third).await;
+        assert!(borrowed.is_reused());
+        assert_eq!(counts(&pool), (2, 0));
+        for lease in [&mut first, &mut second, &mut again, &mut borrowed] {
+            assert_eq!(try_ask(lease).await.unwrap().status, 200);
+        }
+        let mut dials = [Dial::default(), Dial::default()];
+        let [of_one, of_third] = &mut dials;
+        let of_one = timeout(DEADLINE, pool.connection(&server.origin, one, of_one));
+        let of_third = timeout(DEADLINE, pool.connection(&server.origin, third, of_third));
+        // Both wait; a place on the first one's connection is for its own request before it is for others'.
+        let (of_one, of_third, ()) = tokio::join!(of_one, of_third, async {
+            tokio::task::yield_now().await;
+            drop((first, borrowed));
+        });
+        assert!(of_one.unwrap().unwrap().is_reused() && of_third.unwrap().unwrap().is_reused());
+        drop((second, again));
+        assert_eq!((counts(&pool), server.connections()), ((2, 2), 2));
+    }
+
+    #[tokio::test]
+    async fn an_old_shared_connection_gets_no_further_requests() {
+        assert_eq!([age(0.0), age(1.0)], [MIN_AGE, MAX_AGE]);
+        let (server, pool) = SharedServer::start(LIMITS, false).await;
+        let mut first = server.lease(&pool).await;
+        assert!(server.lease(&pool).await.is_reused());
+        let expire = |host: &mut Host| host.shared[0].old_at = Instant::now();
+        pool.lock().hosts.get_mut(&server.origin).map(expire).unwrap();
+        assert!(!server.lease(&pool).await.is_reused());
+        assert!(try_ask(&mut first).await.is_ok());
+        drop(first);
+        assert_eq!(counts(&pool), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_unheard_takes_its_connection_with_it() {
+        let (server, pool) = SharedServer::start(LIMITS, true).await;
+        timeout(DEADLINE, async {
+            // The first ones may still hear its settings.
+            while server.connections() < 2 {
+                let mut lease = server.lease(&pool).await;
+                assert!(timeout(Duration::from_millis(50), try_ask(&mut lease)).await.is_err());
+            }
+        })
+        .await
+        .unwrap();
+        assert!(counts(&pool).0 <= 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_sign_of_life_is_given_up_whatever_is_sent_over_it() {
         let (server, pool) = SharedServer::start(LIMITS, true).await;
         let mut first = server.lease(&pool).await;
-        let failed = timeout(DEADLINE, try_ask(&mut first)).await.unwrap();
+        // Places for more requests than are made until a silent connection is given up.
+        let mut others = Vec::new();
+        for _ in 0..30 {
+            others.push(server.lease(&pool).await);
+        }
+        let sends_on = async {
+            for mut other in others {
+                let _ = timeout(Duration::from_millis(500), try_ask(&mut other)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let failed = tokio::select! {
+            failed = timeout(DEADLINE, try_ask(&mut first)) => failed.unwrap(),
+            () = sends_on => panic!("it ends by itself"),
+        };
         assert!(matches!(failed, Err(ExchangeError::Http2(error)) if error.is_io()));
         assert!(!server.lease(&pool).await.is_reused());
     }

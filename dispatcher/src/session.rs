@@ -2,11 +2,14 @@
 //!
 //! A task of its own reads and writes it, on the thread of the requests. Whatever the endpoint may make us keep is bounded here: it
 //! has no table for its headers and pushes nothing, a head and a body end where those of HTTP/1.1 do, and `traffic.rs` bounds the rest.
+//! `places.rs` holds back requests that it has no room for, and `vigil.rs` says when it is dead.
 
 use crate::{
     connection::{Answer, ExchangeError, Noted},
+    places::Places,
     response::{Body, Framing, InvalidResponse, MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, Stage},
-    traffic::{Counted, Traffic},
+    traffic::{Counted, Outgoing, Traffic, UnderWay},
+    vigil::{Next, SILENCE, Signs, Vigil},
 };
 use bytes::Bytes;
 use h2::{
@@ -29,7 +32,7 @@ use std::{
 use tokio::{
     net::TcpStream,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval},
+    time::{Instant as TimerInstant, sleep},
 };
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -46,9 +49,9 @@ const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
 const USUAL_HEADERS: usize = 24;
 /// Most interim responses before one that counts.
 const MAX_INTERIM: usize = 8;
-/// Without a sign of life for so long the endpoint is asked for one, while requests are under way; after as long again the connection
-/// is given up. Twice this is below the usual timeout of an attempt.
-const SILENCE: Duration = Duration::from_secs(5);
+/// Data that the endpoint's system does not confirm for so long ends the connection: it may lie there when nobody watches any more.
+#[cfg(target_os = "linux")]
+const UNCONFIRMED: Duration = Duration::from_secs(3 * SILENCE.as_secs());
 
 const _: () = assert!(MAX_BODY_BYTES <= i32::MAX as usize && MAX_HEAD_BYTES <= i32::MAX as usize);
 
@@ -56,8 +59,8 @@ type Wire = Counted<Box<TlsStream<TcpStream>>>;
 
 /// A connection whose preface is on its way, and that nobody reads yet.
 pub(crate) struct Opened {
-    requests: SendRequest<Bytes>,
-    connection: Box<Connection<Wire, Bytes>>,
+    requests: SendRequest<Outgoing>,
+    connection: Box<Connection<Wire, Outgoing>>,
     traffic: Arc<Traffic>,
     address: SocketAddr,
 }
@@ -65,8 +68,9 @@ pub(crate) struct Opened {
 /// A connection that takes requests. Once it is dropped, the connection is closed in good order.
 #[derive(Debug)]
 pub(crate) struct Session {
-    requests: SendRequest<Bytes>,
+    requests: SendRequest<Outgoing>,
     traffic: Arc<Traffic>,
+    places: Arc<Places>,
     address: SocketAddr,
     driver: JoinHandle<()>,
 }
@@ -99,6 +103,8 @@ impl From<InvalidResponse> for Fault {
 impl Opened {
     /// Begins to speak HTTP/2.
     pub(crate) async fn new(stream: Box<TlsStream<TcpStream>>, address: SocketAddr) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        socket2::SockRef::from(stream.get_ref().0).set_tcp_user_timeout(Some(UNCONFIRMED))?;
         let traffic = Arc::new(Traffic::new());
         let (requests, connection) = Builder::new()
             .initial_window_size(WINDOW_BYTES)
@@ -123,8 +129,9 @@ impl Session {
         let Opened { requests, mut connection, traffic, address } = opened;
         // Taken once.
         let pings = connection.ping_pong();
-        let driver = tasks.spawn(drive(connection, pings, Arc::clone(&traffic)));
-        Self { requests, traffic, address, driver }
+        let places = Arc::new(Places::new(FIRST_REQUESTS));
+        let driver = tasks.spawn(drive(connection, pings, Arc::clone(&traffic), Arc::clone(&places)));
+        Self { requests, traffic, places, address, driver }
     }
 
     /// Where it leads.
@@ -132,10 +139,16 @@ impl Session {
         self.address
     }
 
-    /// Whether it takes further requests: neither side has closed it, and the endpoint has not said that it will.
+    /// Whether further requests had better go over another connection, see [`Traffic::is_spent`]. Cheap.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.traffic.is_spent()
+    }
+
+    /// Whether it takes further requests: neither side has closed it, the endpoint has not said that it will, and it is not spent.
     pub(crate) fn is_usable(&self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        !self.driver.is_finished()
+        !self.is_spent()
+            && !self.driver.is_finished()
             && matches!(self.requests.clone().poll_ready(&mut context), Poll::Ready(Ok(())))
     }
 
@@ -147,9 +160,15 @@ impl Session {
         body: &Bytes,
         noted: &mut Noted,
     ) -> Result<Answer, ExchangeError> {
-        let _under_way = self.traffic.begin();
+        let under_way = self.traffic.begin(body);
+        let Some(_place) = self.places.take().await else {
+            under_way.end();
+            return Err(ExchangeError::Unsent(io::ErrorKind::ConnectionAborted.into()));
+        };
         let before = self.traffic.written();
-        self.ask(head, body, noted).await.map_err(|fault| match fault {
+        let made = self.ask(head, body, &under_way, noted).await;
+        under_way.end();
+        made.map_err(|fault| match fault {
             Fault::Invalid(invalid) => ExchangeError::Invalid(invalid),
             Fault::Http2(error) if noted.status.is_none() && is_refusal(&error) => {
                 ExchangeError::Refused(error)
@@ -161,11 +180,17 @@ impl Session {
         })
     }
 
-    async fn ask(&self, head: Vec<u8>, body: &Bytes, noted: &mut Noted) -> Result<Answer, Fault> {
+    async fn ask(
+        &self,
+        head: Vec<u8>,
+        body: &Bytes,
+        under_way: &UnderWay<'_>,
+        noted: &mut Noted,
+    ) -> Result<Answer, Fault> {
         let (response, mut sending) = self.requests.clone().send_request(request(head)?, body.is_empty())?;
         if !body.is_empty() {
             // Sent as the endpoint makes room for it. The bytes are not copied before.
-            sending.send_data(body.clone(), true)?;
+            sending.send_data(under_way.outgoing(body.clone()), true)?;
         }
         let (head, mut incoming) = final_response(response).await?.into_parts();
         if head.headers.len() > MAX_HEADERS {
@@ -230,42 +255,66 @@ fn is_refusal(error: &h2::Error) -> bool {
 }
 
 /// Reads and writes the connection until it ends, or the endpoint gives no sign of life.
-async fn drive(connection: Box<Connection<Wire, Bytes>>, mut pings: Option<PingPong>, traffic: Arc<Traffic>) {
+async fn drive(
+    connection: Box<Connection<Wire, Outgoing>>,
+    mut pings: Option<PingPong>,
+    traffic: Arc<Traffic>,
+    places: Arc<Places>,
+) {
+    // However this ends: who waits for a place hears of it.
+    let places = Closing(places);
     let mut connection = pin!(connection);
-    let mut look = interval(SILENCE);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut passed, mut was_asked, mut was_left) = (0, false, false);
+    let (mut vigil, mut timer) = (Vigil::default(), pin!(sleep(SILENCE)));
     poll_fn(|context| {
         // How it ended is told to the requests.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
+        places.0.allow(connection.max_concurrent_send_streams());
+        if traffic.goes_away() {
+            places.0.close();
+        }
         if let Some(pings) = &mut pings {
             // Only clears the way for the next one: any byte is a sign of life.
             let _ = pings.poll_pong(context).is_ready();
         }
-        while look.poll_tick(context).is_ready() {
-            if std::mem::replace(&mut was_left, traffic.is_left()) {
-                return Poll::Ready(());
-            }
-            let is_silent = traffic.passed() == passed && traffic.awaits_answers();
-            passed = traffic.passed();
-            if !is_silent {
-                was_asked = false;
-                continue;
-            }
-            if was_asked {
-                return Poll::Ready(());
-            }
-            was_asked = true;
-            if let Some(pings) = &mut pings {
-                // One that is still on its way will do.
-                let _ = pings.send_ping(Ping::opaque());
+        loop {
+            let signs = Signs {
+                read: traffic.read(),
+                is_awaited: traffic.awaits_answers(),
+                is_left: traffic.is_left(),
+            };
+            match vigil.look(signs, TimerInstant::now()) {
+                Next::End => return Poll::Ready(()),
+                Next::Ask => {
+                    if let Some(pings) = &mut pings {
+                        // One that is still on its way will do.
+                        let _ = pings.send_ping(Ping::opaque());
+                    }
+                }
+                Next::Rest(None) => return Poll::Pending,
+                Next::Rest(Some(until)) => {
+                    // A timer that is early is left as it is: setting it anew with every byte would cost more than one look.
+                    if timer.is_elapsed() || timer.deadline() > until {
+                        timer.as_mut().reset(until);
+                    }
+                    if timer.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
             }
         }
-        Poll::Pending
     })
     .await;
+}
+
+/// Places that are closed when the task ends that serves them.
+struct Closing(Arc<Places>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// The request with the lines of a head of HTTP/1.1, without those that are about the connection.

@@ -106,6 +106,13 @@ impl Frames {
         self.send(HEADERS, END_HEADERS | END_STREAM, id, OK).await
     }
 
+    /// Says no more, and waits until the other side has left, too.
+    pub(crate) async fn leave(mut self) {
+        // Either is an end.
+        let _ = self.stream.shutdown().await;
+        while self.next().await.is_ok() {}
+    }
+
     /// Answers everything that comes; returns how much that was when the other side leaves.
     pub(crate) async fn answer_all(&mut self) -> usize {
         let mut count = 0;

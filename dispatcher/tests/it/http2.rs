@@ -2,15 +2,18 @@
 
 use crate::{
     frames::{
-        CONTINUATION, DATA, EARLY_HINTS, END_HEADERS, FrameServer, Frames, GOAWAY, HEADERS, OK, PING,
-        REFUSED, RST_STREAM, SETTINGS,
+        CONTINUATION, DATA, EARLY_HINTS, END_HEADERS, END_STREAM, FrameServer, Frames, GOAWAY, HEADERS, OK,
+        PING, REFUSED, RST_STREAM, SETTINGS,
     },
     receiver::{Answer, Receiver},
     tls::{Authority, BOTH},
     world::{DEADLINE, World, until},
 };
 use floodway_dispatcher::Settings;
-use floodway_schemas::config::{History, Subscription};
+use floodway_schemas::{
+    config::{History, Subscription},
+    topic::Topic,
+};
 use http::{Response, Version};
 use http_body_util::Full;
 use rcgen::date_time_ymd;
@@ -439,16 +442,23 @@ async fn an_endpoint_that_floods_its_connection_is_left() {
 async fn a_connection_that_ends_fails_its_requests_as_reset_and_is_not_used_again() {
     let mut world = World::create(1).await;
     let authority = Authority::new();
-    let serve = |number, mut frames: Frames| async move {
-        let first = frames.request().await?;
-        if number > 0 {
-            frames.answer(first).await?;
+    let left = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&left);
+    let serve = move |number, mut frames: Frames| {
+        let count = Arc::clone(&count);
+        async move {
+            let first = frames.request().await?;
+            if number > 0 {
+                frames.answer(first).await?;
+            }
+            if number > 1 {
+                frames.answer_all().await;
+            }
+            // Ends without a word: before the answer, or after it.
+            frames.leave().await;
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
         }
-        if number > 1 {
-            frames.answer_all().await;
-        }
-        // Ends without a word: before the answer, or after it.
-        Ok(())
     };
     let server = FrameServer::start(authority.acceptor("localhost", &BOTH), None, serve).await;
     world.publish(&subscribe(&world, server.url(), "*"));
@@ -459,11 +469,136 @@ async fn a_connection_that_ends_fails_its_requests_as_reset_and_is_not_used_agai
     assert_eq!((&cut["kind"], &cut["error"]), (&json!("retry"), &json!("reset")), "{cut}");
     world.send("2", "a");
     outcomes.at_least(2).await;
-    until("end of the second connection", || server.connections() == 2).await;
-    // The end has come with the answer or right after it.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until("end of the second connection on both sides", || left.load(Ordering::SeqCst) == 2).await;
     world.send("3", "a");
     let seen = outcomes.at_least(3).await;
     assert_eq!((kinds(seen, "delivered"), server.connections()), (2, 3), "{seen:?}");
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_nothing_is_heard_serves_no_request_after_the_one_that_timed_out() {
+    let mut world = World::create(1).await;
+    let authority = Authority::new();
+    let serve = |number, mut frames: Frames| async move {
+        if number == 0 {
+            let first = frames.request().await?;
+            frames.answer(first).await?;
+            // From here on it is as if every packet were lost.
+            std::future::pending::<()>().await;
+        }
+        frames.answer_all().await;
+        Ok(())
+    };
+    let server = FrameServer::start(authority.acceptor("localhost", &BOTH), None, serve).await;
+    let mut subscription = subscribe(&world, server.url(), "*");
+    subscription.timeout_ms = 2_000;
+    world.publish(&subscription);
+    let running = world.run(trusting(&authority)).await;
+    let mut outcomes = world.outcomes();
+    for id in ["1", "2", "3"] {
+        world.send(id, "a");
+        let count = outcomes.seen.len() + 1;
+        outcomes.at_least(count).await;
+    }
+    let seen: Vec<_> = outcomes
+        .seen
+        .iter()
+        .map(|outcome| {
+            let text = |field: &str| outcome[field].as_str().unwrap_or_default().to_owned();
+            (text("kind"), text("error"), outcome["exchange"]["reused"] == true)
+        })
+        .collect();
+    let row = |kind: &str, error: &str, reused| (kind.to_owned(), error.to_owned(), reused);
+    let expected = [row("delivered", "", false), row("retry", "timeout", true), row("delivered", "", false)];
+    assert_eq!((seen, server.connections()), (expected.to_vec(), 2));
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_waited_for_their_place_are_made_again_when_the_connection_ends() {
+    const LANES: usize = 6;
+    let mut world = World::create(1).await;
+    let authority = Authority::new();
+    let serve = |number, mut frames: Frames| async move {
+        if number == 0 {
+            // Takes one at a time, and ends with the others still waiting.
+            frames.request().await?;
+            frames.is_quiet().await?;
+            frames.leave().await;
+            return Ok(());
+        }
+        frames.answer_all().await;
+        Ok(())
+    };
+    let server = FrameServer::start(authority.acceptor("localhost", &BOTH), Some(1), serve).await;
+    for _ in 0..LANES {
+        world.publish(&subscribe(&world, server.url(), "*"));
+    }
+    let running = world.run(trusting(&authority)).await;
+    world.send("1", "a");
+    let mut outcomes = world.outcomes();
+    let seen = outcomes.at_least(LANES).await;
+    // The endpoint may have seen the one that had a place.
+    assert_eq!((kinds(seen, "retry"), kinds(seen, "delivered")), (1, LANES - 1), "{seen:?}");
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_frames_end_no_connection_with_requests_under_way() {
+    const EVENTS: usize = 60;
+    let mut world = World::create(1).await;
+    let authority = Authority::new();
+    let serve = |_, mut frames: Frames| async move {
+        loop {
+            let id = frames.request().await?;
+            frames.send(HEADERS, END_HEADERS, id, OK).await?;
+            for _ in 0..3 {
+                frames.send(DATA, 0, id, &[]).await?;
+            }
+            frames.send(DATA, END_STREAM, id, &[]).await?;
+        }
+    };
+    let server = FrameServer::start(authority.acceptor("localhost", &BOTH), None, serve).await;
+    world.publish(&subscribe(&world, server.url(), "*"));
+    let running = world.run(trusting(&authority)).await;
+    let mut outcomes = world.outcomes();
+    for event in 0..EVENTS {
+        world.send(&event.to_string(), "a");
+        // One after the other.
+        outcomes.at_least(event + 1).await;
+    }
+    assert_eq!(kinds(&outcomes.seen, "delivered"), EVENTS, "{:?}", outcomes.seen);
+    assert!(server.connections() > 1);
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_endpoint_does_not_take_a_body_serves_no_request_after_it() {
+    let mut world = World::create(1).await;
+    let authority = Authority::new();
+    let serve = |number, mut frames: Frames| async move {
+        if number == 0 {
+            // Never makes room for the rest of the body, and is alive all the same.
+            while frames.next().await?.0 != DATA {}
+            frames.send(PING, 0, 0, &[0; 8]).await?;
+            while frames.next().await.is_ok() {}
+        }
+        frames.answer_all().await;
+        Ok(())
+    };
+    let server = FrameServer::start(authority.acceptor("localhost", &BOTH), None, serve).await;
+    let mut subscription = subscribe(&world, server.url(), "*");
+    subscription.timeout_ms = 2_000;
+    world.publish(&subscription);
+    let running = world.run(trusting(&authority)).await;
+    let large = format!(r#""{}""#, "x".repeat(100_000));
+    world.produce(Topic::Events, None, "1", world.event("1", "a", &large).as_bytes());
+    let mut outcomes = world.outcomes();
+    let first = outcomes.at_least(1).await[0].clone();
+    assert_eq!((&first["kind"], &first["error"]), (&json!("retry"), &json!("timeout")), "{first}");
+    world.send("2", "a");
+    let seen = outcomes.at_least(2).await;
+    assert_eq!((kinds(seen, "delivered"), server.connections()), (1, 2), "{seen:?}");
     world.end(&[&running]).await;
 }
