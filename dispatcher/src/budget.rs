@@ -86,12 +86,17 @@ pub(crate) struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, bytes: usize) {
-        self.count += 1;
-        self.bytes += bytes;
+    /// One delivery of `bytes`.
+    pub(crate) fn one(bytes: usize) -> Self {
+        Self { count: 1, bytes }
     }
 
-    fn remove(&mut self, part: Self) {
+    pub(crate) fn add(&mut self, part: Self) {
+        self.count += part.count;
+        self.bytes += part.bytes;
+    }
+
+    pub(crate) fn remove(&mut self, part: Self) {
         self.count -= part.count;
         self.bytes -= part.bytes;
     }
@@ -107,9 +112,10 @@ impl Budget {
     /// [`Budget::wait_for_room`] keeps the next one out.
     pub(crate) fn take(self: &Arc<Self>, source: Source, tenant: TenantId, bytes: usize) -> Permit {
         let mut state = self.lock();
-        state.used[source as usize].add(bytes);
-        state.tenants.entry(tenant).or_default().add(bytes);
-        Permit { budget: Arc::clone(self), source, tenant, part: Amount { count: 1, bytes } }
+        let part = Amount::one(bytes);
+        state.used[source as usize].add(part);
+        state.tenants.entry(tenant).or_default().add(part);
+        Permit { budget: Arc::clone(self), source, tenant, part }
     }
 
     /// What is not taken, as far as it is for a tenant: nothing, when that holds more than what is left for all.
@@ -192,15 +198,18 @@ impl Permit {
         Self { budget: Arc::clone(budget), source: *source, tenant: *tenant, part: Amount::default() }
     }
 
+    /// How many deliveries it is for.
+    pub(crate) fn count(&self) -> usize {
+        self.part.count
+    }
+
     /// Takes over the part of another delivery of the same source and tenant.
     pub(crate) fn join(&mut self, mut other: Self) {
         debug_assert!(
             self.source == other.source && self.tenant == other.tenant,
             "parts of different budgets"
         );
-        let Amount { count, bytes } = std::mem::take(&mut other.part);
-        self.part.count += count;
-        self.part.bytes += bytes;
+        self.part.add(std::mem::take(&mut other.part));
     }
 }
 
@@ -215,8 +224,7 @@ impl Drop for Permit {
                 own.remove();
             }
         }
-        state.freed.count += self.part.count;
-        state.freed.bytes += self.part.bytes;
+        state.freed.add(self.part);
         let is_enough =
             state.freed.count >= limit.count / WAKING || state.freed.bytes >= limit.bytes / WAKING;
         if state.waiting > 0 && is_enough {

@@ -105,9 +105,9 @@ impl Deliverer {
             return Taken::Settled;
         }
         let lane = Arc::clone(&delivery.endpoint.lane);
-        let (bytes, id) = (delivery.bytes(), delivery.lane_id());
+        let (part, id) = (delivery.part(), delivery.lane_id());
         let free = self.budget.free_for(delivery.order.event.tenant);
-        match lane.offer(delivery, bytes, free, &self.limits, Instant::now(), rand::random()) {
+        match lane.offer(delivery, part, free, &self.limits, Instant::now(), rand::random()) {
             Offer::Start(delivery) => {
                 self.workers.begin(delivery, self.tasks.token());
                 Taken::Passed(id)
@@ -166,10 +166,10 @@ impl Deliverer {
         let mut next = Some(first);
         while let Some(delivery) = next {
             let lane = Arc::clone(&delivery.endpoint.lane);
-            let (bytes, began) = (delivery.bytes(), Instant::now());
+            let (part, began) = (delivery.part(), Instant::now());
             let fared = self.deliver(delivery, &pool).await;
             let Next { start, more, overdue, turn } =
-                lane.finish(bytes, fared, &self.limits, began, Instant::now(), rand::random());
+                lane.finish(part, fared, &self.limits, began, Instant::now(), rand::random());
             if !overdue.is_empty() {
                 self.defer_overdue(overdue);
             }

@@ -1,6 +1,11 @@
 //! A delivery on its way: one event to one subscription, from a record to the acknowledgement of its outcome.
 
-use crate::{budget::Permit, headers::PreparedEvent, partition::Receipt, subscriptions::Endpoint};
+use crate::{
+    budget::{Amount, Permit},
+    headers::PreparedEvent,
+    partition::Receipt,
+    subscriptions::Endpoint,
+};
 use floodway_schemas::{
     UnixMillis,
     exchange::Exchange,
@@ -66,6 +71,11 @@ impl Delivery {
     /// What it counts for in budgets, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.order.event.envelope.len()
+    }
+
+    /// What it counts for in its lane: a batch as much as all of its events.
+    pub(crate) fn part(&self) -> Amount {
+        Amount { count: self.order.permit.count(), bytes: self.bytes() }
     }
 }
 

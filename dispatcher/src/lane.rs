@@ -59,8 +59,8 @@ pub(crate) struct Lane<T>(Mutex<State<T>>);
 struct State<T> {
     active: usize,
     waiting: VecDeque<Waiting<T>>,
-    /// Bytes under way and waiting.
-    bytes: usize,
+    /// What is under way and waiting takes of the budget: of a batch, each of its events.
+    part: Amount,
     drain: Drain,
     concurrency: Concurrency,
     breaker: Breaker,
@@ -69,7 +69,7 @@ struct State<T> {
 #[derive(Debug)]
 struct Waiting<T> {
     item: T,
-    bytes: usize,
+    part: Amount,
     since: Instant,
 }
 
@@ -134,7 +134,7 @@ impl<T> Default for Lane<T> {
         Self(Mutex::new(State {
             active: 0,
             waiting: VecDeque::new(),
-            bytes: 0,
+            part: Amount::default(),
             drain: Drain::default(),
             concurrency: Concurrency::default(),
             breaker: Breaker::default(),
@@ -143,11 +143,11 @@ impl<T> Default for Lane<T> {
 }
 
 impl<T> Lane<T> {
-    /// Offers a delivery of `bytes`. `free` is what the whole budget has left, `random` is in `[0, 1)`.
+    /// Offers a delivery that takes `part` of the budget. `free` is what the whole budget has left, `random` is in `[0, 1)`.
     pub(crate) fn offer(
         &self,
         item: T,
-        bytes: usize,
+        part: Amount,
         free: Amount,
         limits: &Limits,
         now: Instant,
@@ -156,7 +156,7 @@ impl<T> Lane<T> {
         let mut state = self.lock();
         match state.breaker.admit(now) {
             Admission::Free => {}
-            Admission::Probe => return state.start(item, bytes, now),
+            Admission::Probe => return state.start(item, part, now),
             Admission::Refused(until) => {
                 let delay = state.pause(until, limits, now, random);
                 return Offer::Defer(PutOff { item, delay, is_open: true });
@@ -167,10 +167,10 @@ impl<T> Lane<T> {
         // An idle lane always takes one, so that a short budget or a large event never shuts a subscription out.
         if held == 0 {
             state.drain.began = Some(now);
-            return state.start(item, bytes, now);
+            return state.start(item, part, now);
         }
-        let within_share =
-            held < free.count / limits.share && state.bytes + bytes <= free.bytes / limits.share;
+        let within_share = state.part.count + part.count <= free.count / limits.share
+            && state.part.bytes + part.bytes <= free.bytes / limits.share;
         let is_soon = state.expected_wait(limits, now) <= limits.wait.as_secs_f64();
         if !(within_share && is_soon && held < bound + limits.queue) {
             if (is_soon && state.drain.flows(now)) || state.drain.is_young(now) {
@@ -180,10 +180,10 @@ impl<T> Lane<T> {
             return Offer::Defer(PutOff { item, delay, is_open: false });
         }
         if state.active < bound {
-            return state.start(item, bytes, now);
+            return state.start(item, part, now);
         }
-        state.bytes += bytes;
-        state.waiting.push_back(Waiting { item, bytes, since: now });
+        state.part.add(part);
+        state.waiting.push_back(Waiting { item, part, since: now });
         Offer::Wait
     }
 
@@ -195,10 +195,10 @@ impl<T> Lane<T> {
         PutOff { item, delay, is_open: false }
     }
 
-    /// Ends a delivery of `bytes` that began at `began`. `random` is in `[0, 1)`.
+    /// Ends a delivery of `part` that began at `began`. `random` is in `[0, 1)`.
     pub(crate) fn finish(
         &self,
-        bytes: usize,
+        part: Amount,
         fared: Fared,
         limits: &Limits,
         began: Instant,
@@ -206,7 +206,7 @@ impl<T> Lane<T> {
         random: f64,
     ) -> Next<T> {
         let mut state = self.lock();
-        state.bytes = state.bytes.saturating_sub(bytes);
+        state.part.remove(part);
         state.active = state.active.saturating_sub(1);
         state.drain.finished(fared, began, now);
         let others = state.active;
@@ -231,7 +231,7 @@ impl<T> Lane<T> {
     pub(crate) fn take_waiting(&self) -> Vec<T> {
         let mut state = self.lock();
         let waiting = std::mem::take(&mut state.waiting);
-        state.bytes = state.bytes.saturating_sub(waiting.iter().map(|waiting| waiting.bytes).sum());
+        waiting.iter().for_each(|waiting| state.part.remove(waiting.part));
         waiting.into_iter().map(|waiting| waiting.item).collect()
     }
 
@@ -242,8 +242,8 @@ impl<T> Lane<T> {
 }
 
 impl<T> State<T> {
-    fn start(&mut self, item: T, bytes: usize, now: Instant) -> Offer<T> {
-        self.bytes += bytes;
+    fn start(&mut self, item: T, part: Amount, now: Instant) -> Offer<T> {
+        self.part.add(part);
         self.active += 1;
         self.drain.moved = Some(now);
         Offer::Start(item)
@@ -284,9 +284,9 @@ impl<T> State<T> {
             |waiting: &Waiting<T>| is_open || now.saturating_duration_since(waiting.since) > limits.wait;
         let mut overdue = Vec::new();
         while self.waiting.front().is_some_and(is_overdue)
-            && let Some(Waiting { item, bytes, .. }) = self.waiting.pop_front()
+            && let Some(Waiting { item, part, .. }) = self.waiting.pop_front()
         {
-            self.bytes = self.bytes.saturating_sub(bytes);
+            self.part.remove(part);
             let bound = self.concurrency.bound(limits.in_flight);
             let planned = self.drain.plan(self.active, bound, limits, now);
             let delay = match self.breaker.probes_at() {
@@ -375,7 +375,7 @@ mod tests {
 
     /// Ends a delivery that took no time.
     fn finish<T: std::fmt::Debug>(lane: &Lane<T>, now: Instant) -> Option<T> {
-        let next = lane.finish(1, Fared::Well, &LIMITS, now, now, 0.0);
+        let next = lane.finish(Amount::one(1), Fared::Well, &LIMITS, now, now, 0.0);
         assert!(next.overdue.is_empty() && next.more.is_none() && next.turn.is_none());
         next.start
     }
@@ -388,7 +388,7 @@ mod tests {
         limits: &Limits,
         now: Instant,
     ) -> Duration {
-        match lane.offer(item, 1, free, limits, now, 0.0) {
+        match lane.offer(item, Amount::one(1), free, limits, now, 0.0) {
             Offer::Full(item) => lane.put_off(item, limits, now, 0.0).delay,
             Offer::Defer(put_off) => put_off.delay,
             other => panic!("{other:?}"),
@@ -403,7 +403,7 @@ mod tests {
     fn a_lane_starts_then_queues_then_defers() {
         let lane = Lane::default();
         let now = Instant::now();
-        let offer = |item| lane.offer(item, 1, PLENTY, &LIMITS, now, 0.0);
+        let offer = |item| lane.offer(item, Amount::one(1), PLENTY, &LIMITS, now, 0.0);
         assert_eq!(offer(1), Offer::Start(1));
         assert_eq!(offer(2), Offer::Start(2));
         for item in 3..=5 {
@@ -412,7 +412,7 @@ mod tests {
         // It has only just begun.
         assert_eq!(offer(6), Offer::Full(6));
         let later = now + 2 * GRACE;
-        assert_eq!(lane.offer(6, 1, PLENTY, &LIMITS, later, 0.0), busy(6, 2 * GRACE));
+        assert_eq!(lane.offer(6, Amount::one(1), PLENTY, &LIMITS, later, 0.0), busy(6, 2 * GRACE));
         assert_eq!(finish(&lane, now), Some(3));
         assert_eq!(offer(7), Offer::Wait);
         // The endpoint answers: there will be room soon.
@@ -428,11 +428,24 @@ mod tests {
         let lane = Lane::default();
         let now = Instant::now();
         let scarce = Amount { count: 8, bytes: 80 };
-        assert!(matches!(lane.offer(1, 50, scarce, &LIMITS, now, 0.0), Offer::Start(_)));
-        assert!(matches!(lane.offer(2, 1, scarce, &LIMITS, now, 0.0), Offer::Full(_)));
+        assert!(matches!(lane.offer(1, Amount::one(50), scarce, &LIMITS, now, 0.0), Offer::Start(_)));
+        assert!(matches!(lane.offer(2, Amount::one(1), scarce, &LIMITS, now, 0.0), Offer::Full(_)));
         let large = Amount { count: 1_000, bytes: 480 };
-        assert!(matches!(lane.offer(3, 20, large, &LIMITS, now, 0.0), Offer::Full(_)));
-        assert!(matches!(lane.offer(4, 10, large, &LIMITS, now, 0.0), Offer::Start(_)));
+        assert!(matches!(lane.offer(3, Amount::one(20), large, &LIMITS, now, 0.0), Offer::Full(_)));
+        assert!(matches!(lane.offer(4, Amount::one(10), large, &LIMITS, now, 0.0), Offer::Start(_)));
+    }
+
+    #[test]
+    fn a_batch_counts_as_much_as_its_events() {
+        let lane = Lane::default();
+        let now = Instant::now();
+        let batch = Amount { count: 100, bytes: 1 };
+        assert!(matches!(lane.offer(1, batch, PLENTY, &LIMITS, now, 0.0), Offer::Start(_)));
+        // An eighth of a thousand is the lane's share.
+        assert!(matches!(lane.offer(2, batch, PLENTY, &LIMITS, now, 0.0), Offer::Full(_)));
+        assert!(matches!(lane.offer(2, Amount::one(1), PLENTY, &LIMITS, now, 0.0), Offer::Start(_)));
+        lane.finish(batch, Fared::Well, &LIMITS, now, now, 0.0);
+        assert!(matches!(lane.offer(3, batch, PLENTY, &LIMITS, now, 0.0), Offer::Start(_)));
     }
 
     #[test]
@@ -440,13 +453,13 @@ mod tests {
         let lane = Lane::default();
         let start = Instant::now();
         for item in 0..5 {
-            lane.offer(item, 1, PLENTY, &LIMITS, start, 0.0);
+            lane.offer(item, Amount::one(1), PLENTY, &LIMITS, start, 0.0);
         }
         // One delivery per 2 s, so five of them take 10 s.
         for second in [2, 4, 6] {
             let now = start + Duration::from_secs(second);
             finish(&lane, now);
-            lane.offer(9, 1, PLENTY, &LIMITS, now, 0.0);
+            lane.offer(9, Amount::one(1), PLENTY, &LIMITS, now, 0.0);
         }
         let now = start + Duration::from_secs(6);
         let mut delays = (0..3).map(|item| put_off(&lane, item, PLENTY, &LIMITS, now).as_secs());
@@ -460,7 +473,7 @@ mod tests {
         let limits = Limits { queue: 1_000, ..LIMITS };
         let plenty = Amount { count: 100_000, bytes: 1_000_000 };
         for item in 0..1_002 {
-            lane.offer(item, 1, plenty, &limits, start, 0.0);
+            lane.offer(item, Amount::one(1), plenty, &limits, start, 0.0);
         }
         let defer = |now| put_off(&lane, 0, plenty, &limits, now);
         // One delivery after 40 s, then one per millisecond.
@@ -468,13 +481,13 @@ mod tests {
         finish(&lane, start);
         finish(&lane, now);
         for _ in 0..500 {
-            lane.offer(0, 1, plenty, &limits, now, 0.0);
+            lane.offer(0, Amount::one(1), plenty, &limits, now, 0.0);
         }
         assert_eq!(defer(now), limits.max_deferral);
         for _ in 0..600 {
             now += Duration::from_millis(1);
             finish(&lane, now);
-            lane.offer(0, 1, plenty, &limits, now, 0.0);
+            lane.offer(0, Amount::one(1), plenty, &limits, now, 0.0);
         }
         assert!(defer(now) < Duration::from_secs(3), "{:?}", defer(now));
     }
@@ -488,7 +501,7 @@ mod tests {
         let lane = Lane::default();
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
-        let offer = |item, second| lane.offer(item, 1, VAST, &SHORT, at(second), 0.0);
+        let offer = |item, second| lane.offer(item, Amount::one(1), VAST, &SHORT, at(second), 0.0);
         for item in 0..2 {
             assert!(matches!(offer(item, 0), Offer::Start(_)));
         }
@@ -502,7 +515,7 @@ mod tests {
         assert_eq!(items(lane.take_overdue(&SHORT, at(7), 0.0)), [2]);
         assert!(matches!(offer(5, 7), Offer::Defer(put_off) if put_off.delay > SHORT.wait));
         // Both time out at the same instant, which does not make the endpoint fast.
-        let finish = || lane.finish(1, Fared::Unknown, &SHORT, at(0), at(15), 0.0);
+        let finish = || lane.finish(Amount::one(1), Fared::Unknown, &SHORT, at(0), at(15), 0.0);
         assert_eq!(finish(), Next { start: Some(3), more: None, overdue: Vec::new(), turn: None });
         assert_eq!(finish().start, None);
         assert!(matches!(offer(6, 15), Offer::Start(_)));
@@ -514,20 +527,21 @@ mod tests {
         let lane = Lane::default();
         let start = Instant::now();
         for item in 0..2 {
-            lane.offer(item, 1, VAST, &SHORT, start, 0.0);
+            lane.offer(item, Amount::one(1), VAST, &SHORT, start, 0.0);
         }
         let now = start + Duration::from_secs(1);
         for item in [2, 3] {
-            lane.finish(1, Fared::Well, &SHORT, start, now, 0.0);
-            assert!(matches!(lane.offer(item, 1, VAST, &SHORT, now, 0.0), Offer::Start(_)));
+            lane.finish(Amount::one(1), Fared::Well, &SHORT, start, now, 0.0);
+            assert!(matches!(lane.offer(item, Amount::one(1), VAST, &SHORT, now, 0.0), Offer::Start(_)));
         }
         // Two at a time, each takes a second: ten in five seconds.
-        let waiting =
-            (0..100).filter(|&item| lane.offer(item, 1, VAST, &SHORT, now, 0.0) == Offer::Wait).count();
+        let waiting = (0..100)
+            .filter(|&item| lane.offer(item, Amount::one(1), VAST, &SHORT, now, 0.0) == Offer::Wait)
+            .count();
         assert_eq!(waiting, 10);
         // A finish takes along what waited for too long.
         let late = now + Duration::from_secs(6);
-        let next = lane.finish(1, Fared::Well, &SHORT, now, late, 0.0);
+        let next = lane.finish(Amount::one(1), Fared::Well, &SHORT, now, late, 0.0);
         assert_eq!((next.start, next.overdue.len()), (Some(0), 9));
     }
 
@@ -536,8 +550,8 @@ mod tests {
         let lane = Lane::default();
         let start = Instant::now();
         let at = |second| start + Duration::from_secs(second);
-        let fail = |second| lane.finish(1, Fared::Badly, &LIMITS, start, at(second), 0.0);
-        let offer = |item, second| lane.offer(item, 1, PLENTY, &LIMITS, at(second), 0.0);
+        let fail = |second| lane.finish(Amount::one(1), Fared::Badly, &LIMITS, start, at(second), 0.0);
+        let offer = |item, second| lane.offer(item, Amount::one(1), PLENTY, &LIMITS, at(second), 0.0);
         for item in 0..5 {
             offer(item, 0);
         }
@@ -551,7 +565,7 @@ mod tests {
         assert_eq!(offer(5, 1), Offer::Defer(put_off(5)));
         assert_eq!(offer(6, 21), Offer::Start(6));
         assert!(matches!(offer(7, 21), Offer::Defer(PutOff { is_open: true, .. })));
-        let closed = lane.finish(1, Fared::Well, &LIMITS, at(21), at(22), 0.0);
+        let closed = lane.finish(Amount::one(1), Fared::Well, &LIMITS, at(21), at(22), 0.0);
         assert_eq!(closed.turn, Some(Turn::Closed));
         assert_eq!(offer(8, 22), Offer::Start(8));
     }
@@ -562,11 +576,13 @@ mod tests {
         let limits = Limits { in_flight: 64, queue: 1_000, ..LIMITS };
         let now = Instant::now();
         let mut under_way = (0..200)
-            .filter(|&item| matches!(lane.offer(item, 1, VAST, &limits, now, 0.0), Offer::Start(_)))
+            .filter(|&item| {
+                matches!(lane.offer(item, Amount::one(1), VAST, &limits, now, 0.0), Offer::Start(_))
+            })
             .count();
         assert_eq!(under_way, 8);
         for _ in 0..20 {
-            let next = lane.finish(1, Fared::Well, &limits, now, now, 0.0);
+            let next = lane.finish(Amount::one(1), Fared::Well, &limits, now, now, 0.0);
             under_way = under_way - 1 + usize::from(next.start.is_some()) + usize::from(next.more.is_some());
         }
         assert_eq!(under_way, 28);
@@ -578,15 +594,15 @@ mod tests {
             let lane = Lane::default();
             let mut now = Instant::now();
             for item in 0..5 {
-                lane.offer(item, 1, PLENTY, &LIMITS, now, random);
+                lane.offer(item, Amount::one(1), PLENTY, &LIMITS, now, random);
             }
             for millis in finishes {
                 now += Duration::from_millis(millis);
                 finish(&lane, now);
-                lane.offer(0, 1, PLENTY, &LIMITS, now, random);
+                lane.offer(0, Amount::one(1), PLENTY, &LIMITS, now, random);
             }
             for item in 0..offers {
-                let delay = match lane.offer(item, 1, PLENTY, &LIMITS, now, random) {
+                let delay = match lane.offer(item, Amount::one(1), PLENTY, &LIMITS, now, random) {
                     Offer::Full(item) => lane.put_off(item, &LIMITS, now, random).delay,
                     Offer::Defer(put_off) => put_off.delay,
                     Offer::Start(_) | Offer::Wait => continue,
