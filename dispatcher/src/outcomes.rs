@@ -225,6 +225,10 @@ impl Writer {
     }
 
     /// Gives an outcome to the client; gives it back when the client has no room.
+    #[expect(
+        clippy::result_large_err,
+        reason = "once per outcome, and seldom an error: moving it costs less than a box for each"
+    )]
     fn write(&self, settled: Settled, payload: &mut Vec<u8>) -> Result<(), Settled> {
         // Strings, numbers and JSON always encode. If not, the record is left to the next owner, and the thread goes on.
         let encoded = std::panic::catch_unwind(AssertUnwindSafe(|| settled.encode(payload)));
@@ -259,6 +263,10 @@ impl Writer {
         }
     }
 
+    #[expect(
+        clippy::result_large_err,
+        reason = "once per outcome, and seldom an error: moving it costs less than a box for each"
+    )]
     fn send(
         &self,
         key: &[u8],
