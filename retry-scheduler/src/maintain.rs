@@ -66,6 +66,8 @@ async fn pass(shared: &Shared) -> Result<Duration, Error> {
     let Some(mut client) = partitions::lock(&shared.pool).await? else {
         return look_ahead(shared).await;
     };
+    // The database is there: what waits for that does not wait for a pass, which may take minutes.
+    shared.circuit.closed();
     let settings = &shared.settings;
     let Report { created, dropped, ahead, blocked } =
         partitions::maintain(&mut client, settings.plan(), settings.retention()).await?;
@@ -77,7 +79,15 @@ async fn pass(shared: &Shared) -> Result<Duration, Error> {
         tracing::warn!(%reason, "a partition could not be dropped for now: {reason}");
     }
     shared.metrics.pending_estimate.set(retry::stored_estimate(&client).await?);
-    settle_history(&mut client).await?;
+    match settle_history(&mut client).await {
+        Err(error) if error.is_unavailable() => return Err(error),
+        // Queries are slower then, and that is all: retries go on, and the next pass tries again.
+        Err(error) => {
+            shared.metrics.maintenance_failures.increment(1);
+            tracing::warn!(%error, "history could not be summed up or indexed for now: {error}");
+        }
+        Ok(()) => {}
+    }
     Ok(ahead)
 }
 
@@ -100,15 +110,17 @@ fn report_ahead(shared: &Shared, ahead: Duration) {
 /// Sums up the counts of periods that have ended, and indexes hours of history that have closed. After the partitions, for
 /// this can take minutes, and nothing waits for it.
 async fn settle_history(client: &mut DedicatedClient) -> Result<(), Error> {
-    let rolled_up = count_levels::roll_up(client).await?;
-    if rolled_up.hours > 0 {
+    let rolled_up = count_levels::roll_up(client).await;
+    if let Ok(rolled_up) = &rolled_up
+        && rolled_up.hours > 0
+    {
         tracing::info!(hours = rolled_up.hours, days = rolled_up.days, "counts were rolled up");
     }
     let built = delivery_indexes::build(client).await?;
     if !built.is_empty() {
         tracing::info!(?built, "history was indexed");
     }
-    Ok(())
+    rolled_up.map(drop)
 }
 
 /// Shards whose partition is gone, because `outcomes` was made anew with fewer: nobody owns them, so their retries stay

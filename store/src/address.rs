@@ -23,6 +23,8 @@ pub(crate) struct Address {
     /// For each server, in the order of the URL.
     pub(crate) servers: Vec<Config>,
     pub(crate) tls: Tls,
+    /// A statement for every new connection, after the server was found to be the right one.
+    pub(crate) on_connect: Option<&'static str>,
 }
 
 impl Address {
@@ -63,7 +65,7 @@ impl Address {
                 Ok(config)
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Self { servers, tls })
+        Ok(Self { servers, tls, on_connect: None })
     }
 }
 
@@ -86,6 +88,7 @@ fn one_by_one(address: &str) -> Vec<String> {
 pub(crate) struct InTurn {
     servers: Arc<Vec<Config>>,
     tls: Tls,
+    on_connect: Option<&'static str>,
     /// Place of the server that last took us.
     last: Arc<AtomicUsize>,
     patience: Duration,
@@ -93,8 +96,16 @@ pub(crate) struct InTurn {
 
 impl InTurn {
     pub(crate) fn new(address: Address, patience: Duration) -> Self {
-        let Address { servers, tls } = address;
-        Self { servers: Arc::new(servers), tls, last: Arc::default(), patience }
+        let Address { servers, tls, on_connect } = address;
+        Self { servers: Arc::new(servers), tls, on_connect, last: Arc::default(), patience }
+    }
+
+    async fn connect_to(&self, server: &Config) -> Connected {
+        let connected = ConfigConnectImpl { tls: self.tls.clone() }.connect(server).await?;
+        if let Some(statement) = self.on_connect {
+            connected.0.batch_execute(statement).await?;
+        }
+        Ok(connected)
     }
 }
 
@@ -103,13 +114,12 @@ type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
 impl Connect for InTurn {
     fn connect(&self, _: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
         Box::pin(async move {
-            let single = ConfigConnectImpl { tls: self.tls.clone() };
             // Relaxed: the number stands for itself.
             let first = self.last.load(Ordering::Relaxed);
             let mut refused = None;
             for n in 0..self.servers.len() {
                 let place = (first + n) % self.servers.len();
-                match tokio::time::timeout(self.patience, single.connect(&self.servers[place])).await {
+                match tokio::time::timeout(self.patience, self.connect_to(&self.servers[place])).await {
                     Ok(Ok(connected)) => {
                         self.last.store(place, Ordering::Relaxed);
                         return Ok(connected);

@@ -43,6 +43,9 @@ const PASS: Duration = Duration::from_secs(60);
 
 /// Builds what closed hours lack, oldest first. An hour's indexes and its statistics are one transaction. Answers the hours'
 /// names. The caller holds the maintenance lock.
+///
+/// # Errors
+/// The first one of an hour, after the other hours were tried, too; at once when the database is away.
 pub async fn build(client: &mut DedicatedClient) -> Result<Vec<String>, Error> {
     let (mut hours, now) = partitions::existing(client, Table::Delivery).await?;
     hours.retain(|hour| hour.end() <= now.minus(SETTLE));
@@ -50,15 +53,19 @@ pub async fn build(client: &mut DedicatedClient) -> Result<Vec<String>, Error> {
     let indexed = indexed(client).await?;
     let started = Instant::now();
     let mut built = Vec::new();
+    let mut failed = None;
     for hour in hours {
         let name = hour.partition_of(Table::Delivery);
         if indexed.contains(&name) || started.elapsed() >= PASS {
             continue;
         }
-        build_hour(client, hour).await?;
-        built.push(name);
+        match build_hour(client, hour).await {
+            Ok(()) => built.push(name),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    Ok(built)
+    failed.map_or(Ok(built), Err)
 }
 
 /// Names of the partitions that have the last of the indexes, hence all.

@@ -11,6 +11,11 @@ use std::{
 /// How long a page is looked for. What was found by then is the page, and its cursor leads on from there: a filter that
 /// matches next to nothing costs several short requests, never one long one.
 const LOOK_FOR: Duration = Duration::from_secs(1);
+/// A stretch that took longer is followed by one of half its width, and not by a wider one: no statement takes much longer than a
+/// page may.
+const SLOW: Duration = Duration::from_millis(100);
+/// Least width of a stretch, however slow the last one was: less than a partition saves little.
+const LEAST_WIDTH: Duration = Duration::from_secs(600);
 
 /// Part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +83,8 @@ pub(crate) struct Walk<'w> {
     /// What is still to be looked through.
     left: Range<DbInstant>,
     widths: &'w [Duration],
+    /// Of the last stretch, and when it began.
+    last: Option<(Duration, Instant)>,
     limit: usize,
     started: Instant,
 }
@@ -93,7 +100,7 @@ impl<'w> Walk<'w> {
         // The end is exclusive, and rows of the cursor's own instant may come after it.
         let after = cursor.map_or(span.end, |cursor| DbInstant(cursor.recorded_at.0.saturating_add(1)));
         let left = span.start..span.end.min(after);
-        Self { left, widths, limit, started: Instant::now() }
+        Self { left, widths, last: None, limit, started: Instant::now() }
     }
 
     /// The next stretch and how many rows to read of it, when `found` are there; `None` when the page is full, nothing is
@@ -102,13 +109,18 @@ impl<'w> Walk<'w> {
         if found > self.limit || self.left.start >= self.left.end || self.started.elapsed() >= LOOK_FOR {
             return None;
         }
-        let width = match self.widths {
-            [width, rest @ ..] => {
+        let now = Instant::now();
+        let width = match (self.last, self.widths) {
+            (Some((width, began)), _) if now.saturating_duration_since(began) > SLOW => {
+                (width / 2).max(LEAST_WIDTH)
+            }
+            (_, [width, rest @ ..]) => {
                 self.widths = if rest.is_empty() { self.widths } else { rest };
                 *width
             }
-            [] => LOOK_FOR,
+            (_, []) => LOOK_FOR,
         };
+        self.last = Some((width, now));
         let end = self.left.end;
         self.left.end = end.minus(width).max(self.left.start);
         Some((self.left.end..end, self.limit.saturating_add(1) - found))

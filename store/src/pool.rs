@@ -93,6 +93,8 @@ impl Pool {
     pub fn read_only(url: &SecretString, application_name: &str, size: usize) -> Result<Self, Error> {
         let mut address = Address::parse(url)?;
         address.servers.iter_mut().for_each(limit_to_reading);
+        // As an option of the session it would make every server look like a replica to `target_session_attrs=read-write`.
+        address.on_connect = Some("-- only_read\nSET default_transaction_read_only = on");
         Ok(Self { shared: build(address, application_name, size)?, direct: None })
     }
 
@@ -178,7 +180,7 @@ fn limit_to_reading(config: &mut Config) {
         config,
         &format!(
             "-c statement_timeout={read} -c transaction_timeout={limit} -c idle_in_transaction_session_timeout={limit} \
-             -c default_transaction_read_only=on -c jit=off -c random_page_cost=1.1"
+             -c jit=off -c random_page_cost=1.1"
         ),
     );
 }

@@ -185,14 +185,16 @@ async fn history_is_read_from_a_replica_and_from_the_primary_while_it_is_away() 
 }
 
 #[tokio::test]
-async fn connections_for_reading_cannot_write() {
+async fn connections_for_reading_cannot_write_also_where_only_a_primary_is_taken() {
     let database = TestDatabase::create().await;
-    let pool = Pool::read_only(&database.url, "test-reads", 1).unwrap();
-    let client = pool.get().await.unwrap();
-    let refused = client.batch_execute("DELETE FROM tenant").await.unwrap_err();
-    assert_eq!(refused.code().unwrap().code(), "25006");
-    let shown = client.query_one("SHOW statement_timeout", &[]).await.unwrap();
-    assert_eq!(shown.get::<_, String>(0), "5s");
-    drop(client);
+    let failover: SecretString = format!("{}?target_session_attrs=read-write", database.url_text()).into();
+    for url in [&database.url, &failover] {
+        let pool = Pool::read_only(url, "test-reads", 1).unwrap();
+        let client = pool.get().await.unwrap();
+        let refused = client.batch_execute("DELETE FROM tenant").await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "25006");
+        let shown = client.query_one("SHOW statement_timeout", &[]).await.unwrap();
+        assert_eq!(shown.get::<_, String>(0), "5s");
+    }
     database.drop().await;
 }
