@@ -6,7 +6,7 @@
 //!
 //! Rows are never changed, so what is void is known here only, by the rows' ids. Like the set of repeats it follows from the log: a new
 //! owner reads the last minutes again. Beyond the bound the oldest are forgotten. A lease that is forgotten fires, and its delivery is
-//! made once more, which at-least-once delivery allows.
+//! made once more, which at-least-once delivery allows. So does one that a new owner takes for open although it fired.
 
 use crate::repeats::Fingerprint;
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +44,8 @@ pub(crate) enum State {
     Open,
     /// It is: the row is not to fire.
     Void,
+    /// The row was produced, and Kafka has not acknowledged it yet.
+    Firing,
     /// The row fired before it was: the delivery goes on from there.
     Fired,
 }
@@ -71,21 +73,23 @@ impl Leases {
         self.by_id.insert(id, Lease { delivery, state: State::Open });
     }
 
-    /// The delivery's own outcome is known. Returns what its lease was before, if there is one.
+    /// The delivery's own outcome is known. Returns what its lease was before, if there is one. One that is just being produced is
+    /// void, too, for it may not arrive: at worst the delivery is made once more.
     pub(crate) fn end(&mut self, delivery: Fingerprint) -> Option<State> {
         let lease = self.by_id.get_mut(self.by_delivery.get(&delivery)?)?;
         let before = lease.state;
-        if before == State::Open {
+        if matches!(before, State::Open | State::Firing) {
             lease.state = State::Void;
         }
         Some(before)
     }
 
-    /// The row with this id is due: whether it is to fire. `None` when it is no lease that is known.
+    /// The row with this id is due: whether it is to fire; [`Leases::fired`] follows if it arrives. `None` when it is no lease that is
+    /// known.
     pub(crate) fn fire(&mut self, id: i64) -> Option<bool> {
         let lease = self.by_id.get_mut(&id)?;
         if lease.state != State::Void {
-            lease.state = State::Fired;
+            lease.state = State::Firing;
             return Some(true);
         }
         // It is passed over for good.
@@ -95,6 +99,15 @@ impl Leases {
             self.by_delivery.remove(&lease.delivery);
         }
         Some(false)
+    }
+
+    /// The row with this id was acknowledged.
+    pub(crate) fn fired(&mut self, id: i64) {
+        if let Some(lease) = self.by_id.get_mut(&id)
+            && lease.state == State::Firing
+        {
+            lease.state = State::Fired;
+        }
     }
 }
 
@@ -114,10 +127,23 @@ mod tests {
         leases.begin(print(2), 6);
         assert_eq!(leases.end(print(1)), Some(State::Open));
         assert_eq!((leases.fire(5), leases.fire(6), leases.fire(7)), (Some(false), Some(true), None));
-        assert_eq!(leases.end(print(2)), Some(State::Fired));
-        assert_eq!(leases.end(print(3)), None);
         // One that could not be produced is tried again.
         assert_eq!(leases.fire(6), Some(true));
+        leases.fired(6);
+        assert_eq!(leases.end(print(2)), Some(State::Fired));
+        assert_eq!(leases.end(print(3)), None);
+    }
+
+    #[test]
+    fn a_lease_that_was_not_acknowledged_is_void_once_its_delivery_has_an_outcome() {
+        let mut leases = Leases::of(10);
+        leases.begin(print(1), 5);
+        assert_eq!(leases.fire(5), Some(true));
+        // Its own outcome is kept, whoever owns the shard after this: the row may never arrive.
+        assert_eq!(leases.end(print(1)), Some(State::Firing));
+        leases.fired(5);
+        assert_eq!(leases.end(print(1)), Some(State::Void));
+        assert_eq!(leases.fire(5), Some(false));
     }
 
     proptest! {

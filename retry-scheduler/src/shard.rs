@@ -584,6 +584,7 @@ impl<'s> Owner<'s> {
             if failed.iter().any(|failed| failed.index == index) {
                 back.push(row);
             } else {
+                self.intake.leases.fired(row.position.id);
                 self.shared.metrics.lateness_seconds.record(db_now.since(row.position.due));
             }
         }

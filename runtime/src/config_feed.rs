@@ -99,6 +99,7 @@ impl ConfigFeed {
             consumer,
             topic,
             next: None,
+            quiet_to: None,
             at_end: false,
             probed: None,
             current: current_tx,
@@ -169,8 +170,10 @@ impl ConfigFeed {
 struct Position {
     consumer: BaseConsumer<FeedContext>,
     topic: String,
-    /// Nothing below this offset is still to come: one more than that of the last record applied, or an end that was reached.
+    /// One more than the offset of the last record applied.
     next: Option<i64>,
+    /// An end that was reached: offsets below it that were not applied hold no records, as far as the broker knew.
+    quiet_to: Option<i64>,
     /// The client reported the end, and no record came after that.
     at_end: bool,
     /// The topic's end when what follows `next` was last fetched again.
@@ -185,7 +188,7 @@ impl Position {
     fn reached_end(&mut self) {
         self.at_end = true;
         // Offsets up to the end that was probed hold no records: compaction or a transaction's marker took them.
-        self.next = self.next.max(self.probed.take());
+        self.quiet_to = self.quiet_to.max(self.probed.take());
         self.stall.reached_end();
         self.current.send_replace(Some(Instant::now()));
     }
@@ -195,7 +198,7 @@ impl Position {
         let asked = Instant::now();
         let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else { return };
         let next = self.next.unwrap_or(low);
-        if next >= high {
+        if self.quiet_to.map_or(next, |quiet_to| quiet_to.max(next)) >= high {
             self.current.send_replace(Some(asked));
         } else if std::mem::take(&mut self.at_end) {
             // Records are under way, or there are none between here and the end. Fetched again from here, the end is reported

@@ -21,8 +21,11 @@ const LOOKS_BEFORE_READING_ANEW: u32 = 4;
 /// What is known of a reader that yields nothing. Pure: time is an argument.
 #[derive(Debug)]
 pub struct StallWatch {
-    /// Nothing below this offset is still to come.
+    /// One more than the last offset read.
     next: i64,
+    /// Offsets up to here were reported to hold no more records. A broker that is behind may say so wrongly: nothing is read from
+    /// here on because of it.
+    quiet_to: i64,
     /// Something was read since the last look.
     moved: bool,
     looked_at: Instant,
@@ -47,7 +50,15 @@ pub enum Finding {
 impl StallWatch {
     /// Nothing is known of a reader that begins at `next` now.
     pub fn new(next: i64, now: Instant) -> Self {
-        Self { next, moved: false, looked_at: now, pause: LOOK_PAUSE, behind: 0, fetched_to: None }
+        Self {
+            next,
+            quiet_to: next,
+            moved: false,
+            looked_at: now,
+            pause: LOOK_PAUSE,
+            behind: 0,
+            fetched_to: None,
+        }
     }
 
     /// The offset to go on from.
@@ -65,7 +76,7 @@ impl StallWatch {
     pub fn reached_end(&mut self) {
         self.moved = true;
         if let Some(end) = self.fetched_to.take() {
-            self.next = self.next.max(end);
+            self.quiet_to = self.quiet_to.max(end);
         }
     }
 
@@ -78,7 +89,8 @@ impl StallWatch {
     /// Whether it is time to look where the log ends.
     pub fn is_due(&mut self, now: Instant) -> bool {
         if std::mem::take(&mut self.moved) {
-            *self = Self { fetched_to: self.fetched_to, ..Self::new(self.next, now) };
+            *self =
+                Self { fetched_to: self.fetched_to, quiet_to: self.quiet_to, ..Self::new(self.next, now) };
         }
         now.saturating_duration_since(self.looked_at) >= self.pause
     }
@@ -87,7 +99,7 @@ impl StallWatch {
     pub fn look(&mut self, end: Option<i64>, now: Instant) -> Finding {
         self.looked_at = now;
         let Some(end) = end else { return Finding::ReadsOn };
-        if end <= self.next {
+        if end <= self.next.max(self.quiet_to) {
             self.behind = 0;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             return Finding::ReadsOn;
@@ -162,7 +174,8 @@ mod tests {
         let mut watch = StallWatch::new(7, now);
         assert_eq!(looks(&mut watch, &mut now, 10, Some(9)), [ReadsOn, Stopped]);
         watch.reached_end();
-        assert_eq!(watch.next(), 9);
+        // The broker may be behind: what comes next is read from where the reader was.
+        assert_eq!(watch.next(), 7);
         assert!(looks(&mut watch, &mut now, 600, Some(9)).iter().all(|found| *found == ReadsOn));
         // One more marker.
         assert!(looks(&mut watch, &mut now, 35, Some(10)).starts_with(&[ReadsOn, Stopped]));

@@ -154,8 +154,8 @@ pub async fn end_hung_batches(client: &tokio_postgres::Client) -> Result<i64, Er
     let sql = "-- end_hung_batches
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
         WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-          AND application_name = current_setting('application_name')
-          AND state = 'active' AND wait_event = 'ClientRead' AND query LIKE 'COPY %'
+          AND state = 'active' AND wait_event = 'ClientRead'
+          AND query ~ '^COPY (retry|delivery|delivery_count|dead_letter) [(].*FROM STDIN BINARY'
           AND xact_start < clock_timestamp() - $1 * interval '1 millisecond'";
     let limit = TRANSACTION_TIMEOUT.as_millis() as f64;
     Ok(client.query_typed_one(sql, &[(&limit, Type::FLOAT8)]).await?.try_get(0)?)
