@@ -4,7 +4,8 @@
 //! for room would make everything behind them in the partition wait. So they are held back, up to a bound, while the partition is read
 //! on. At the bound,
 //! - a partition that held nothing else waits for room: neither in the records that were read ahead, nor lately in the time of the
-//!   log, was there one that another lane took. Now and then it looks further ahead.
+//!   log, was there one that another lane took. Now and then it looks further ahead. So it is when one endpoint has a backlog, and
+//!   when the process is the limit: then all lanes are full.
 //! - any other partition is read on, and what finds no room is deferred.
 //!
 //! Lanes of endpoints that hang or fail do not come here: what they have no room for is deferred at once.
@@ -17,7 +18,7 @@ use crate::{
 use floodway_schemas::UnixMillis;
 use smallvec::SmallVec;
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -37,17 +38,25 @@ const LOOK_PAUSE: Duration = Duration::from_secs(10);
 const LOOK_AHEAD: usize = CAPACITY;
 /// Time between two offers of what is held back: lanes that flow hold enough for longer.
 const OFFER_PAUSE: Duration = Duration::from_millis(2);
+/// So long a lane counts as full after it was found to be. When the process is the limit and no endpoint is, every lane is full most of
+/// the time, and takes something now and then.
+const FULL_MEMORY: Duration = Duration::from_millis(250);
 
 /// What is held back of one partition.
 #[derive(Default)]
 pub(crate) struct Backlog {
-    /// Each counts as under way: a dispatcher that ends sees to them.
-    held: VecDeque<(Delivery, TaskTrackerToken)>,
-    /// The lanes that they wait for.
-    full: Vec<LaneId>,
+    /// By the lane that they wait for. Each counts as under way: a dispatcher that ends sees to them.
+    held: HashMap<LaneId, VecDeque<(Delivery, TaskTrackerToken)>>,
+    /// How many they are together.
+    count: usize,
+    full: FullLanes,
     attention: Attention,
     offered_at: Option<Instant>,
 }
+
+/// Lanes that were found full lately, and when.
+#[derive(Debug, Default)]
+struct FullLanes(HashMap<LaneId, Instant>);
 
 /// What the partition does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,21 +76,36 @@ pub(crate) enum Excess {
     Defer,
 }
 
+impl FullLanes {
+    fn found(&mut self, lane: LaneId, now: Instant) {
+        self.0.insert(lane, now);
+    }
+
+    fn contains(&self, lane: LaneId, now: Instant) -> bool {
+        self.0.get(&lane).is_some_and(|&at| now.saturating_duration_since(at) <= FULL_MEMORY)
+    }
+
+    /// Forgets lanes that have not been full lately.
+    fn forget_old(&mut self, now: Instant) {
+        self.0.retain(|_, at| now.saturating_duration_since(*at) <= FULL_MEMORY);
+    }
+}
+
 impl Backlog {
     /// Offers what is held back again, if it is time, and says whether to read on.
     pub(crate) fn work(&mut self, deliverer: &Deliverer) -> Reading {
-        if self.held.is_empty() {
+        if self.count == 0 {
             return Reading::On;
         }
         let now = Instant::now();
         if self.offered_at.is_none_or(|at| now.saturating_duration_since(at) >= OFFER_PAUSE) {
             self.offered_at = Some(now);
             // Nothing begins any more once taking has ended.
-            deliverer.life.while_running(|| self.offer_again(deliverer));
+            deliverer.life.while_running(|| self.offer_again(deliverer, now));
             deliverer.workers.signal();
         }
         let capacity = capacity(deliverer);
-        if self.attention.waits(self.held.len(), capacity, &self.full, now) {
+        if self.attention.waits(self.count, capacity, &self.full, now) {
             Reading::Pauses(OFFER_PAUSE)
         } else {
             Reading::On
@@ -90,18 +114,17 @@ impl Backlog {
 
     /// How long the partition may wait for records: what is held back is offered again then.
     pub(crate) fn patience(&self, longest: Duration) -> Duration {
-        if self.held.is_empty() { longest } else { OFFER_PAUSE }
+        if self.count == 0 { longest } else { OFFER_PAUSE }
     }
 
     /// Takes a delivery whose lane is full, or defers it.
     pub(crate) fn take(&mut self, delivery: Delivery, deliverer: &Deliverer) {
-        match self.attention.excess(self.held.len(), capacity(deliverer)) {
+        let lane = delivery.lane_id();
+        self.full.found(lane, Instant::now());
+        match self.attention.excess(self.count, capacity(deliverer)) {
             Excess::Hold => {
-                let lane = delivery.lane_id();
-                if !self.full.contains(&lane) {
-                    self.full.push(lane);
-                }
-                self.held.push_back((delivery, deliverer.tasks.token()));
+                self.count += 1;
+                self.held.entry(lane).or_default().push_back((delivery, deliverer.tasks.token()));
             }
             Excess::Defer => deliverer.put_off(delivery),
         }
@@ -110,7 +133,7 @@ impl Backlog {
     /// Notes that a lane took a delivery of a record at once; returns whether it is another one than those that are full.
     pub(crate) fn passed(&mut self, lane: LaneId, at: UnixMillis) -> bool {
         self.attention.passed(lane, at);
-        !self.full.contains(&lane)
+        self.full.0.is_empty() || !self.full.contains(lane, Instant::now())
     }
 
     /// Notes a record of which deliveries were made: whether another lane than those that are full took one of them.
@@ -120,29 +143,30 @@ impl Backlog {
 
     /// Defers everything: the dispatcher ends.
     pub(crate) fn leave(self, deliverer: &Deliverer) {
-        self.held.into_iter().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
+        self.held.into_values().flatten().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
     /// Defers the batches, for events of other partitions may be in them. The rest is the next owner's.
     pub(crate) fn leave_batches(self, deliverer: &Deliverer) {
         let is_batch = |delivery: &Delivery| delivery.order.receipt.as_ref().is_some_and(Receipt::is_shared);
-        let batches = self.held.into_iter().filter(|(delivery, _)| is_batch(delivery));
+        let batches = self.held.into_values().flatten().filter(|(delivery, _)| is_batch(delivery));
         batches.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
-    /// Offers everything in turn; what its lane still has no room for stays, in the same order.
-    fn offer_again(&mut self, deliverer: &Deliverer) {
-        self.full.clear();
-        for _ in 0..self.held.len() {
-            let Some((delivery, under_way)) = self.held.pop_front() else { break };
-            let lane = delivery.lane_id();
-            if self.full.contains(&lane) {
-                self.held.push_back((delivery, under_way));
-            } else if let Taken::Full(delivery) = deliverer.offer(delivery) {
-                self.full.push(lane);
-                self.held.push_back((delivery, under_way));
+    /// Offers everything to its lane, in order, until that has no room.
+    fn offer_again(&mut self, deliverer: &Deliverer, now: Instant) {
+        self.full.forget_old(now);
+        for (&lane, waiting) in &mut self.held {
+            while let Some((delivery, under_way)) = waiting.pop_front() {
+                if let Taken::Full(delivery) = deliverer.offer(delivery) {
+                    waiting.push_front((delivery, under_way));
+                    self.full.found(lane, now);
+                    break;
+                }
+                self.count -= 1;
             }
         }
+        self.held.retain(|_, waiting| !waiting.is_empty());
     }
 }
 
@@ -196,8 +220,8 @@ impl Attention {
     }
 
     /// Whether to wait for room in the `full` lanes instead of reading on.
-    fn waits(&mut self, held: usize, capacity: usize, full: &[LaneId], now: Instant) -> bool {
-        if held < capacity || self.in_a_row < capacity || self.look_ahead > 0 || !self.is_alone(full) {
+    fn waits(&mut self, held: usize, capacity: usize, full: &FullLanes, now: Instant) -> bool {
+        if held < capacity || self.in_a_row < capacity || self.look_ahead > 0 || !self.is_alone(full, now) {
             return false;
         }
         let since = *self.waits_since.get_or_insert(now);
@@ -210,9 +234,9 @@ impl Attention {
     }
 
     /// Whether no lane but the full ones took anything lately.
-    fn is_alone(&self, full: &[LaneId]) -> bool {
+    fn is_alone(&self, full: &FullLanes, now: Instant) -> bool {
         let is_long_ago = |at| self.newest.is_none_or(|newest| newest.since(at) >= ALONE);
-        self.recent.iter().all(|(lane, at)| full.contains(lane) || is_long_ago(*at))
+        self.recent.iter().all(|(lane, at)| full.contains(*lane, now) || is_long_ago(*at))
     }
 }
 
@@ -236,7 +260,46 @@ mod tests {
     }
 
     fn waits(attention: &mut Attention, held: usize, now: Instant) -> bool {
-        attention.waits(held, CAPACITY, &[FULL], now)
+        attention.waits(held, CAPACITY, &full(now), now)
+    }
+
+    fn full(now: Instant) -> FullLanes {
+        let mut lanes = FullLanes::default();
+        lanes.found(FULL, now);
+        lanes
+    }
+
+    #[test]
+    fn a_lane_counts_as_full_for_a_moment_after_it_was() {
+        let now = Instant::now();
+        let mut lanes = full(now);
+        let later = now + FULL_MEMORY;
+        assert!(lanes.contains(FULL, later) && !lanes.contains(OTHER, later));
+        lanes.forget_old(later);
+        assert!(lanes.contains(FULL, later));
+        let too_late = later + Duration::from_millis(1);
+        assert!(!lanes.contains(FULL, too_late));
+        lanes.forget_old(too_late);
+        assert!(lanes.0.is_empty());
+    }
+
+    #[test]
+    fn a_partition_waits_when_every_lane_is_full_now_and_then() {
+        const LANES: LaneId = 100;
+        let now = Instant::now();
+        let (mut attention, mut lanes) = (Attention::default(), FullLanes::default());
+        for record in 0..CAPACITY {
+            let lane = record % LANES;
+            lanes.found(lane, now);
+            attention.passed(lane, UnixMillis(1));
+            attention.note(!lanes.contains(lane, now), UnixMillis(1));
+        }
+        attention.note(false, UnixMillis(1));
+        assert!(attention.waits(CAPACITY, CAPACITY, &lanes, now));
+        // One that is not full would wait for nothing.
+        attention.passed(LANES, UnixMillis(1));
+        attention.note(true, UnixMillis(1));
+        assert!(!attention.waits(CAPACITY, CAPACITY, &lanes, now));
     }
 
     #[test]
@@ -303,7 +366,7 @@ mod tests {
                     last_other = Some(at);
                 }
                 if last_other.is_some_and(|other| at - other < 10_000) {
-                    prop_assert!(!attention.waits(held, 1, &[FULL], now));
+                    prop_assert!(!attention.waits(held, 1, &full(now), now));
                 }
             }
         }
