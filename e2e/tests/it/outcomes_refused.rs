@@ -10,7 +10,7 @@ use floodway_e2e::{
     takeovers::{Kill, repeats},
 };
 use floodway_schemas::topic::Topic;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Events accepted before, during and after a refusal.
 const SOME: usize = 200;
@@ -18,6 +18,8 @@ const SOME: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// A limit below every batch: each outcome is refused. They are kept, and no delivery is made again for that.
 const NO_RECORD_FITS: usize = 10;
+/// Without a delivery for so long, nothing is left of what was taken before: endpoints answer at once.
+const QUIET: Duration = Duration::from_secs(1);
 /// What health says.
 const REASON: &str = "Kafka does not take outcomes";
 
@@ -66,7 +68,18 @@ async fn stops_taking(pipeline: &mut Pipeline, producer: &Producer) -> Result<()
     ensure!(pipeline.dispatcher.health("ready").await == Some(503), "it is ready");
     ensure!(pipeline.dispatcher.health("live").await == Some(200), "it is not live");
     let begun = || pipeline.receiver.ledger().totals("/ok").webhooks;
-    let before = begun();
+    // What was taken before is still delivered.
+    let mut before = begun();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let now = begun();
+        if now == before {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "deliveries go on without a place for their outcomes");
+        before = now;
+    }
     producer.accepts_more(SOME).await?;
     let after = begun();
     ensure!(after == before, "{} deliveries were begun without a place for their outcomes", after - before);
