@@ -255,12 +255,10 @@ async fn matching<T: Placed>(
     limit: usize,
     read: impl Fn(&Row) -> Result<T, Error>,
 ) -> Result<Page<T>, Error> {
-    let Some(stored) = partitions::stored_span(client, Table::DeadLetter).await? else {
+    let Some(span) = partitions::recorded_within(client, Table::DeadLetter, filter.from, filter.to).await?
+    else {
         return Ok(Page { items: Vec::new(), next_cursor: None });
     };
-    let oldest = stored.from.max(filter.from.map_or(stored.from, DbInstant::from_millis));
-    let newest = DbInstant(stored.now.0.saturating_add(1));
-    let span = oldest..newest.min(filter.to.map_or(newest, DbInstant::from_millis));
     // Planned anew for its values each time: filters that are NULL fold away.
     let sql = format!(
         "-- list_dead_letters

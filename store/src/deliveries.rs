@@ -245,13 +245,10 @@ pub async fn list(
     cursor: Option<HistoryCursor>,
     limit: usize,
 ) -> Result<Page<Delivery>, Error> {
-    let Some(stored) = partitions::stored_span(client, Table::Delivery).await? else {
+    let Some(span) = partitions::recorded_within(client, Table::Delivery, filter.from, filter.to).await?
+    else {
         return Ok(Page { items: Vec::new(), next_cursor: None });
     };
-    let oldest = stored.from.max(filter.from.map_or(stored.from, DbInstant::from_millis));
-    // Nothing is recorded in the future; one microsecond more, because the end is exclusive.
-    let newest = DbInstant(stored.now.0.saturating_add(1));
-    let span = oldest..newest.min(filter.to.map_or(newest, DbInstant::from_millis));
     let mut walk = Walk::new(span, cursor, limit, &WINDOWS);
     let mut items = Vec::new();
     while let Some((span, wanted)) = walk.next(items.len()) {

@@ -14,7 +14,8 @@ use crate::{
     pool::DedicatedClient,
     retry,
 };
-use std::{fmt::Write as _, time::Duration};
+use floodway_schemas::UnixMillis;
+use std::{fmt::Write as _, ops::Range, time::Duration};
 use time::{Date, Month, OffsetDateTime, Time};
 use tokio_postgres::types::{ToSql, Type};
 
@@ -102,15 +103,6 @@ pub struct Span {
     pub start: DbInstant,
     /// Its length.
     pub step: Step,
-}
-
-/// What is stored of a table.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stored {
-    /// Start of the oldest partition.
-    pub(crate) from: DbInstant,
-    /// The server's clock.
-    pub(crate) now: DbInstant,
 }
 
 /// What a pass of [`maintain`] did and found.
@@ -421,13 +413,19 @@ pub(crate) async fn existing(
     Ok((spans, now))
 }
 
-/// From where on a table's rows are stored; `None` when it has no partitions yet.
-pub(crate) async fn stored_span(
+/// The stretch from `from` to `to`, as far as a table can have rows in it; `None` when it has no partitions yet.
+pub(crate) async fn recorded_within(
     client: &tokio_postgres::Client,
     table: Table,
-) -> Result<Option<Stored>, Error> {
+    from: Option<UnixMillis>,
+    to: Option<UnixMillis>,
+) -> Result<Option<Range<DbInstant>>, Error> {
     let (spans, now) = existing(client, table).await?;
-    Ok(spans.iter().map(|span| span.start).min().map(|from| Stored { from, now }))
+    let Some(first) = spans.iter().map(|span| span.start).min() else { return Ok(None) };
+    let oldest = first.max(from.map_or(first, DbInstant::from_millis));
+    // Nothing is recorded in the future; one microsecond more, because the end is exclusive.
+    let newest = DbInstant(now.0.saturating_add(1));
+    Ok(Some(oldest..newest.min(to.map_or(newest, DbInstant::from_millis))))
 }
 
 async fn create(client: &mut DedicatedClient, table: Table, spans: &[Span]) -> Result<(), Error> {
@@ -554,7 +552,6 @@ async fn partition_names(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use floodway_schemas::UnixMillis;
     use proptest::prelude::*;
 
     fn at(text: &str) -> DbInstant {
