@@ -89,6 +89,15 @@ impl Batch {
         Ok((Self { to: middle, letters: Letters::Done, ..self }, rest))
     }
 
+    /// Leaves out the history of a single outcome: the database refuses a row, and this one matters least. `false` when there
+    /// is none to leave out.
+    pub(crate) fn leave_out_history(&mut self) -> bool {
+        match self.entries.as_mut_slice() {
+            [entry] => entry.delivery.take().is_some(),
+            _ => false,
+        }
+    }
+
     /// The dead letters, for their topic.
     pub(crate) fn letters(&self) -> Vec<&Letter> {
         self.entries.iter().filter_map(|entry| entry.letter.as_ref()).collect()
@@ -111,7 +120,7 @@ pub(crate) fn place(entries: &mut [Entry], db_now: DbInstant, floor: Position, l
         let counts_from = later.produced_at.unwrap_or(db_now.to_millis());
         let wanted = clamp::wanted(db_now, later.delay, counts_from, limits);
         let due = clamp::clamp(wanted, db_now, floor);
-        later.row.position = Position { due, id: entry.offset };
+        later.row.position = Position { due, ..later.row.position };
         if let Some(delivery) = &mut entry.delivery {
             delivery.next_at = Some(due);
         }
@@ -142,7 +151,7 @@ mod tests {
 
     fn entry(offset: i64, kind: &'static str) -> Entry {
         let count = Count { tenant: Uuid::nil(), subscription: Uuid::nil(), kind };
-        Entry { offset, bytes: 10, count, events: 1, retry: None, delivery: None, letter: None }
+        Entry { offset, voids: None, bytes: 10, count, events: 1, retry: None, delivery: None, letter: None }
     }
 
     #[test]

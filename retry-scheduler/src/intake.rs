@@ -8,12 +8,16 @@ use crate::{
     reader::record_millis,
     repeats::{Fingerprint, Repeats},
 };
+use floodway_runtime::clock;
+use floodway_schemas::due::RetryKey;
 use rdkafka::{Message, message::BorrowedMessage};
 use std::time::Instant;
 
 /// The batch being filled, and what was seen before it.
 pub(crate) struct Intake {
     shard: i32,
+    /// Id of offset 0.
+    first_id: i64,
     repeats: Repeats,
     /// The deliveries in doubt.
     pub(crate) leases: Leases,
@@ -23,8 +27,8 @@ pub(crate) struct Intake {
 
 impl Intake {
     /// Takes records from `next_offset` on; earlier ones are only remembered.
-    pub(crate) fn new(shard: i32, next_offset: i64, repeats: Repeats) -> Self {
-        Self { shard, repeats, leases: Leases::default(), open: Batch::new(next_offset) }
+    pub(crate) fn new(shard: i32, next_offset: i64, first_id: i64, repeats: Repeats) -> Self {
+        Self { shard, first_id, repeats, leases: Leases::default(), open: Batch::new(next_offset) }
     }
 
     /// Takes the next record of the log.
@@ -68,10 +72,15 @@ impl Intake {
     /// A record that was stored earlier: known, for the repeats that may come, and for leases that ran on.
     fn remember(&mut self, offset: i64, value: &[u8], time: Option<i64>) {
         if let Some((fingerprint, delivery, doubt)) = read::remember(value)
-            && !self.repeats.is_repeat(fingerprint, time.unwrap_or(i64::MIN))
+            && !self.repeats.is_repeat(fingerprint, seen_at(time))
         {
             self.doubt(offset, delivery, &doubt);
         }
+    }
+
+    /// Id of what comes from an offset.
+    fn id_of(&self, offset: i64) -> i64 {
+        self.first_id.saturating_add(offset)
     }
 
     /// Begins or ends a lease. Returns what the delivery's lease was before.
@@ -82,15 +91,16 @@ impl Intake {
                 Some(State::Void)
             }
             Doubt::Begins(_) => {
-                self.leases.begin(delivery, offset);
+                self.leases.begin(delivery, self.id_of(offset));
                 None
             }
         }
     }
 
     fn entry(&mut self, metrics: &Metrics, offset: i64, value: &[u8], time: Option<i64>) -> Option<Entry> {
-        let (entry, poison) = match read::read(self.shard, offset, value, time) {
-            Ok(read) if self.repeats.is_repeat(read.fingerprint, time.unwrap_or(i64::MIN)) => {
+        let key = RetryKey { shard: self.shard, id: self.id_of(offset) };
+        let (entry, poison) = match read::read(key, offset, value, time) {
+            Ok(read) if self.repeats.is_repeat(read.fingerprint, seen_at(time)) => {
                 metrics.repeats.increment(1);
                 return None;
             }
@@ -100,6 +110,7 @@ impl Intake {
                     Some(State::Void) if matches!(read.doubt, Doubt::Begins(_)) => read.entry.retry = None,
                     // The delivery goes on from its lease, and is not to go on twice.
                     Some(State::Fired) if !read.is_final => read.entry.retry = None,
+                    Some(State::Open | State::Firing) => read.entry.voids = Some(read.delivery),
                     _ => {}
                 }
                 (Some(read.entry), read.poison)
@@ -112,4 +123,9 @@ impl Intake {
         }
         entry
     }
+}
+
+/// A record's time for the set of repeats. One of a dispatcher whose clock is ahead would make it forget all others.
+fn seen_at(time: Option<i64>) -> i64 {
+    time.map_or(i64::MIN, |time| time.min(clock::now().0))
 }

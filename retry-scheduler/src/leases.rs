@@ -5,7 +5,7 @@
 //! attempt is made again.
 //!
 //! Rows are never changed, so what is void is known here only, by the rows' ids. Like the set of repeats it follows from the log: a new
-//! owner reads the last minutes again. Beyond the bound the oldest are forgotten. A lease that is forgotten fires, and its delivery is
+//! owner reads the last minutes again. An id belongs to one row for ever, also if the log was made anew. Beyond the bound the oldest are forgotten. A lease that is forgotten fires, and its delivery is
 //! made once more, which at-least-once delivery allows. So does one that a new owner takes for open although it fired.
 
 use crate::repeats::Fingerprint;
@@ -84,6 +84,17 @@ impl Leases {
         Some(before)
     }
 
+    /// What ended the delivery's lease could not be stored: the lease is open again. `false` if its row was passed over already.
+    pub(crate) fn reopen(&mut self, delivery: Fingerprint) -> bool {
+        let Some(lease) = self.by_delivery.get(&delivery).and_then(|id| self.by_id.get_mut(id)) else {
+            return false;
+        };
+        if lease.state == State::Void {
+            lease.state = State::Open;
+        }
+        true
+    }
+
     /// The row with this id is due: whether it is to fire; [`Leases::fired`] follows if it arrives. `None` when it is no lease that is
     /// known.
     pub(crate) fn fire(&mut self, id: i64) -> Option<bool> {
@@ -144,6 +155,19 @@ mod tests {
         leases.fired(5);
         assert_eq!(leases.end(print(1)), Some(State::Void));
         assert_eq!(leases.fire(5), Some(false));
+    }
+
+    #[test]
+    fn a_lease_whose_end_could_not_be_stored_fires() {
+        let mut leases = Leases::of(10);
+        leases.begin(print(1), 5);
+        leases.begin(print(2), 6);
+        assert_eq!(leases.end(print(1)), Some(State::Open));
+        assert!(leases.reopen(print(1)));
+        assert_eq!(leases.fire(5), Some(true));
+        leases.end(print(2));
+        assert_eq!(leases.fire(6), Some(false));
+        assert!(!leases.reopen(print(2)), "too late");
     }
 
     proptest! {

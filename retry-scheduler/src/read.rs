@@ -59,6 +59,8 @@ pub(crate) struct Read {
 pub(crate) struct Entry {
     /// Its offset.
     pub(crate) offset: i64,
+    /// The delivery whose lease it made void.
+    pub(crate) voids: Option<Fingerprint>,
     /// About the size of its rows.
     pub(crate) bytes: usize,
     /// What is counted.
@@ -142,15 +144,16 @@ impl Poison {
     }
 }
 
-/// Reads the value of an `outcomes` record; `record_ms` is its timestamp, if it has one.
+/// Reads the value of the `outcomes` record at `offset`; `record_ms` is its timestamp, if it has one. Its rows get the id `key`.
 ///
 /// # Errors
 /// The reason, for a record that does not even name its delivery.
-pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>) -> Result<Read, Poison> {
+pub(crate) fn read(key: RetryKey, offset: i64, value: &[u8], record_ms: Option<i64>) -> Result<Read, Poison> {
     let outcome = decode(value)?;
     let fingerprint = Fingerprint::of(&outcome);
     let mut entry = Entry {
         offset,
+        voids: None,
         bytes: ROW_OVERHEAD_BYTES + value.len(),
         count: Count {
             tenant: outcome.tenant.0,
@@ -159,10 +162,9 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
         },
         events: outcome.batch.as_ref().map_or(1, |batch| batch.events.into()),
         retry: None,
-        delivery: has_history(&outcome).then(|| delivery(&outcome, offset)),
+        delivery: has_history(&outcome).then(|| delivery(&outcome, key.id)),
         letter: None,
     };
-    let key = RetryKey { shard, id: offset };
     let poison = match needs(&outcome) {
         Ok(Needs::Nothing) => None,
         Ok(Needs::Later(event, delay)) => {
@@ -176,7 +178,7 @@ pub(crate) fn read(shard: i32, offset: i64, value: &[u8], record_ms: Option<i64>
             None
         }
         Err(poison) => {
-            let mut row = delivery(&outcome, offset);
+            let mut row = delivery(&outcome, key.id);
             row.detail = Some(format!("unusable outcome: {}", poison.as_str()));
             entry.delivery = Some(row);
             entry.letter = outcome.event.and_then(|event| letter(&outcome, key, event, Some(poison)));
@@ -338,11 +340,11 @@ fn members(outcome: &Outcome<'_>) -> Option<Members> {
     Some(Members { ids: members.iter().map(|member| clean(&member.id)).collect(), types })
 }
 
-fn delivery(outcome: &Outcome<'_>, offset: i64) -> NewDelivery {
+fn delivery(outcome: &Outcome<'_>, id: i64) -> NewDelivery {
     let members = members(outcome);
     let (members, member_types) = members.map(|Members { ids, types }| (ids, types)).unzip();
     NewDelivery {
-        id: offset,
+        id,
         at: DbInstant::from_millis(outcome.at),
         tenant: outcome.tenant.0,
         subscription: outcome.subscription.0,
@@ -397,6 +399,8 @@ mod tests {
     };
     use proptest::prelude::*;
 
+    const KEY: RetryKey = RetryKey { shard: 0, id: 0 };
+
     const EVENT: &str = "{\"id\" : \"order-1\",\"n\":1.0}";
 
     fn outcome(kind: OutcomeKind) -> Outcome<'static> {
@@ -427,7 +431,7 @@ mod tests {
     }
 
     fn read_outcome(outcome: &Outcome<'_>) -> Read {
-        read(3, 1742, &outcome.encode().unwrap(), Some(5_010)).unwrap()
+        read(RetryKey { shard: 3, id: 1742 }, 42, &outcome.encode().unwrap(), Some(5_010)).unwrap()
     }
 
     #[test]
@@ -519,7 +523,7 @@ mod tests {
         let stored = read_outcome(&outcome).entry.delivery.unwrap().response.unwrap();
         assert!(stored.starts_with("a\u{fffd}é") && stored.len() <= MAX_RESPONSE_BYTES + 2);
         let outcome = Outcome { event_id: "a\0b".into(), ..outcome };
-        assert_eq!(read(0, 0, &outcome.encode().unwrap(), None).unwrap_err(), Poison::InvalidId);
+        assert_eq!(read(KEY, 0, &outcome.encode().unwrap(), None).unwrap_err(), Poison::InvalidId);
     }
 
     #[test]
@@ -545,7 +549,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read(0, 0, &bytes, None);
+            let _ = read(KEY, 0, &bytes, None);
         }
     }
 }

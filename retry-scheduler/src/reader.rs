@@ -17,7 +17,7 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most fetched data that waits in memory, in KiB.
 const QUEUE_KBYTES: &str = "8192";
@@ -27,6 +27,9 @@ const FETCH_WAIT_MS: &str = "500";
 
 /// Longest wait for the log's end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Longest wait of a poll while the time of one record is looked up.
+const POLL: Duration = Duration::from_millis(100);
 
 /// One partition of `outcomes`.
 pub(crate) struct Reader {
@@ -39,6 +42,8 @@ pub(crate) struct Reader {
 pub(crate) enum Polled<'r> {
     /// A record.
     Record(BorrowedMessage<'r>),
+    /// The log's end: nothing more for now.
+    End,
     /// Nothing in time, or a passing error.
     Nothing,
     /// The next offset is no longer in the log.
@@ -66,6 +71,8 @@ impl Reader {
             .set("group.id", kafka.group("retry-scheduler-reader"))
             // A place that is not in the log is an error to be told, not to be papered over.
             .set("auto.offset.reset", "error")
+            // Tells a log that has nothing more from a client that stopped.
+            .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", QUEUE_KBYTES)
             .set("fetch.wait.max.ms", FETCH_WAIT_MS);
         let consumer = BaseConsumer::from_config_and_context(&config, Quiet)?;
@@ -93,7 +100,21 @@ impl Reader {
         }
     }
 
-    /// Starts reading at `offset`. Called once.
+    /// The time of the first record at `offset` or behind it, if it has one and comes in time. For a reader that reads nothing else.
+    pub(crate) fn time_at(self, offset: i64) -> Result<Option<UnixMillis>, KafkaError> {
+        self.start(offset)?;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        while Instant::now() < deadline {
+            match self.poll(POLL) {
+                Polled::Record(record) => return Ok(record_millis(&record).map(UnixMillis)),
+                Polled::Nothing => {}
+                Polled::End | Polled::OutOfRange => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Starts reading at `offset`, wherever it read before.
     pub(crate) fn start(&self, offset: i64) -> Result<(), KafkaError> {
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(&self.topic, self.shard, Offset::Offset(offset))?;
@@ -105,6 +126,7 @@ impl Reader {
         match self.consumer.poll(timeout) {
             None => Polled::Nothing,
             Some(Ok(record)) => Polled::Record(record),
+            Some(Err(KafkaError::PartitionEOF(_))) => Polled::End,
             Some(Err(error)) => match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                     Polled::OutOfRange

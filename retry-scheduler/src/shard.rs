@@ -69,6 +69,9 @@ const ACK_INTERVAL: Duration = Duration::from_millis(2);
 /// A batch is stored at this age even while there is more to read.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// Longest wait of a new owner's due retries for what it reads again: a lease among them may be void.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Longest wait for the database's answer. Its own limits are shorter, so this passes only if they do not work.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -247,6 +250,8 @@ struct Owner<'s> {
     pending: Pending,
     firing: Option<Firing>,
     fire_after: Option<Instant>,
+    /// The offset from which nothing is read again; `None` when it was reached.
+    replayed_at: Option<i64>,
     fire_backoff: Backoff,
     clock: DbClock,
     /// When the last write was sent that proved the ownership.
@@ -261,7 +266,7 @@ struct Owner<'s> {
 
 impl<'s> Owner<'s> {
     fn new(shared: &'s Shared, shard: i32, stop: &'s Stop, taken: TakenOver) -> Self {
-        let TakenOver { row, at, fenced_at, reader } = taken;
+        let TakenOver { row, at, fenced_at, reader, replays } = taken;
         let settings = &shared.settings;
         Self {
             shared,
@@ -273,6 +278,7 @@ impl<'s> Owner<'s> {
             intake: Intake::new(
                 shard,
                 row.next_offset,
+                row.first_id,
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
             stall: StallWatch::new(row.next_offset, Instant::now()),
@@ -282,7 +288,8 @@ impl<'s> Owner<'s> {
             commit_after: None,
             pending: Pending::new(row.cursor, settings.bounds()),
             firing: None,
-            fire_after: None,
+            fire_after: replays.then(|| at + REPLAY_PATIENCE),
+            replayed_at: replays.then_some(row.next_offset),
             fire_backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
             clock: DbClock::new(row.db_now, at),
             fenced_at,
@@ -348,12 +355,20 @@ impl<'s> Owner<'s> {
                     self.caught_up = true;
                     return self.check_reader();
                 }
+                Polled::End => {
+                    now = Instant::now();
+                    self.caught_up = true;
+                    self.stall.reached_end();
+                    self.has_read_up_to(i64::MAX);
+                }
                 Polled::OutOfRange => return Err(Trouble::StartOver("its next offset left the log")),
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
+                    let next = record.offset().saturating_add(1);
                     self.stall.read(record.offset());
                     self.intake.take(&self.shared.metrics, &record, now);
+                    self.has_read_up_to(next);
                 }
             }
             if now >= wake || self.intake.open.deadline(FLUSH).is_some_and(|deadline| deadline <= now) {
@@ -363,7 +378,15 @@ impl<'s> Owner<'s> {
         Ok(())
     }
 
-    /// Starts over when the reader yields nothing although the log goes on.
+    /// Lets retries fire that waited until all that is to be read again was read.
+    fn has_read_up_to(&mut self, next: i64) {
+        if self.replayed_at.is_some_and(|replayed_at| next >= replayed_at) {
+            self.replayed_at = None;
+            self.fire_after = None;
+        }
+    }
+
+    /// Fetches again when the reader yields nothing although the log goes on, and starts over when that does not help.
     fn check_reader(&mut self) -> Result<(), Trouble> {
         if !self.stall.is_due(Instant::now()) {
             return Ok(());
@@ -371,7 +394,14 @@ impl<'s> Owner<'s> {
         // A broker that does not answer says nothing about the reader.
         match self.stall.look(self.reader.end().ok(), Instant::now()) {
             Finding::ReadsOn => Ok(()),
-            Finding::Stopped | Finding::StoppedForGood => {
+            Finding::Stopped => {
+                let from = self.stall.next();
+                self.shared.metrics.reader_stalls.increment(1);
+                let fetched = self.reader.start(from);
+                tracing::warn!(shard = self.shard, from, ?fetched, "the reader had stopped: fetched again");
+                Ok(())
+            }
+            Finding::StoppedForGood => {
                 self.shared.metrics.reader_stalls.increment(1);
                 Err(Trouble::StartOver("its reader stopped although the log goes on"))
             }
@@ -514,7 +544,8 @@ impl<'s> Owner<'s> {
         self.commit_after = Some(now + LONGEST_WAIT);
     }
 
-    /// The database refuses a row: halves the batch until the row is alone, then passes it over.
+    /// The database refuses a row: halves the batch until its outcome is alone, leaves out its history, and passes it over if it is
+    /// refused even so. Then a lease that it ended is open again: the delivery is made once more.
     fn split_first(&mut self, reason: &str) {
         self.commit_sent = false;
         let Some(first) = self.closed.pop_front() else { return };
@@ -524,14 +555,17 @@ impl<'s> Owner<'s> {
                 self.closed.push_front(one);
             }
             Err(mut single) => {
-                tracing::error!(
-                    shard = self.shard,
-                    offset = single.from,
-                    reason,
-                    "outcome passed over: {reason}"
-                );
+                let (shard, offset) = (self.shard, single.from);
                 self.shared.metrics.poison(Poison::Refused);
-                single.entries.clear();
+                if single.leave_out_history() {
+                    tracing::error!(shard, offset, reason, "history of an outcome left out: {reason}");
+                } else {
+                    tracing::error!(shard, offset, reason, "outcome passed over: {reason}");
+                    let voided = single.entries.drain(..).filter_map(|entry| entry.voids);
+                    for delivery in voided {
+                        self.intake.leases.reopen(delivery);
+                    }
+                }
                 self.closed.push_front(single);
             }
         }

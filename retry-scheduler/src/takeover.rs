@@ -8,7 +8,7 @@
 //! - before the log's start: from its start; what lies between is lost.
 //! - beyond the log's end: from the first record that is as new as the last batch, less a margin for clocks. For a topic
 //!   made anew that is all of it, for one cut short by an unclean election it is its last minutes, where the set of
-//!   repeats sorts out what was handled before.
+//!   repeats sorts out what was handled before. Its outcomes get ids of their own, for offsets come again.
 
 use crate::{
     metrics::Loss,
@@ -34,6 +34,8 @@ pub(crate) struct TakenOver {
     pub(crate) fenced_at: Instant,
     /// Started a little before the row's next offset, to recognise repeats.
     pub(crate) reader: Reader,
+    /// Whether there is anything before it to be read.
+    pub(crate) replays: bool,
 }
 
 /// What a takeover waits for.
@@ -70,15 +72,14 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
             let client = shared.pool.get().await?;
             retry::skip_to(&client, shard, row.epoch, row.next_offset, place).await
         })?;
-        if !moved {
-            return Err(Obstacle::Fenced);
-        }
+        row.first_id = moved.ok_or(Obstacle::Fenced)?;
         row.next_offset = place;
     } else {
         shared.outcomes_log.up(crate::dependency::Reporter::Shard(shard));
     }
-    reader.start(replay_from(shared, &reader, bounds, &row)?)?;
-    Ok(TakenOver { row, at, fenced_at, reader })
+    let start = replay_from(shared, shard, &reader, bounds, &row)?;
+    reader.start(start)?;
+    Ok(TakenOver { row, at, fenced_at, reader, replays: start < row.next_offset })
 }
 
 /// Where to go on if the log does not have the row's next offset.
@@ -101,14 +102,23 @@ fn misplaced(
 /// Where to start reading so that the set of repeats knows what came before the row's next offset.
 fn replay_from(
     shared: &Shared,
+    shard: i32,
     reader: &Reader,
-    (low, _): (i64, i64),
+    (low, high): (i64, i64),
     row: &Shard,
 ) -> Result<i64, KafkaError> {
     if row.next_offset == low {
         return Ok(low);
     }
-    let UnixMillis(window_start) = row.db_now.minus(shared.settings.repeats_window).to_millis();
+    let now = row.db_now.to_millis();
+    // A shard that is behind has a window that ends where it reads on, not now.
+    let behind = if row.next_offset < high {
+        Reader::new(&shared.kafka, shard)?.time_at(row.next_offset)?
+    } else {
+        None
+    };
+    let window = i64::try_from(shared.settings.repeats_window.as_millis()).unwrap_or(i64::MAX);
+    let window_start = behind.map_or(now.0, |time| time.0.min(now.0)).saturating_sub(window);
     let by_time = reader.offset_at(UnixMillis(window_start))?.unwrap_or(row.next_offset);
     let by_number =
         row.next_offset.saturating_sub(i64::try_from(shared.settings.repeats).unwrap_or(i64::MAX));

@@ -13,14 +13,14 @@ use thiserror::Error;
 /// Major version of due records and replays.
 pub const DUE_VERSION: u32 = 1;
 
-/// A pending retry's identity: the shard that owns it and the offset of the outcome that asked for it. Deterministic, so that
+/// A pending retry's identity: the shard that owns it and the id of the outcome that asked for it. Deterministic, so that
 /// a retry produced twice is recognised. Text form `<shard>-<id>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub struct RetryKey {
     /// Partition of `outcomes`.
     pub shard: i32,
-    /// Offset of the outcome in that partition.
+    /// The outcome's offset in that partition, and more if the topic was made anew: no id comes twice.
     pub id: i64,
 }
 

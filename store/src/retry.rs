@@ -25,7 +25,7 @@ use uuid::Uuid;
 pub struct Position {
     /// When.
     pub due: DbInstant,
-    /// Among those due at the same instant: offset of the outcome.
+    /// Among those due at the same instant: id of the outcome.
     pub id: i64,
 }
 
@@ -44,6 +44,10 @@ impl Position {
     }
 }
 
+/// Ids that the outcomes of one log have at most. Those of a log made anew begin behind them, so that an id never comes again:
+/// no partition of Kafka gets as far.
+const IDS_PER_LOG: i64 = 1 << 44;
+
 /// A shard as its row has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
@@ -51,6 +55,8 @@ pub struct Shard {
     pub epoch: i64,
     /// Next offset of `outcomes` to read.
     pub next_offset: i64,
+    /// Id of what came, or would have come, from offset 0 of the log as it is now.
+    pub first_id: i64,
     /// Everything up to here was produced and acknowledged.
     pub cursor: Position,
     /// When `next_offset` last moved.
@@ -141,7 +147,7 @@ pub async fn take_over(
         ON CONFLICT (shard) DO UPDATE
         SET epoch = greatest(retry_shard.epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
             owner = excluded.owner
-        RETURNING epoch, next_offset, cur_due, cur_id, batched_at, clock_timestamp()";
+        RETURNING epoch, next_offset, first_id, cur_due, cur_id, batched_at, clock_timestamp()";
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&shard, Type::INT4), (&owner, Type::TEXT), (&first_offset, Type::INT8)];
     shard_from_row(&client.query_typed_one(sql, &parameters).await?)
@@ -164,7 +170,7 @@ pub async fn end_hung_batches(client: &tokio_postgres::Client) -> Result<i64, Er
 /// The shard's row if `epoch` still owns it; `None` when another owner took over.
 pub async fn read(client: &tokio_postgres::Client, shard: i32, epoch: i64) -> Result<Option<Shard>, Error> {
     let sql = "-- read_shard
-        SELECT epoch, next_offset, cur_due, cur_id, batched_at, clock_timestamp()
+        SELECT epoch, next_offset, first_id, cur_due, cur_id, batched_at, clock_timestamp()
         FROM retry_shard WHERE shard = $1 AND epoch = $2";
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&shard, Type::INT4), (&epoch, Type::INT8)];
     client.query_typed_opt(sql, &parameters).await?.map(|row| shard_from_row(&row)).transpose()
@@ -193,21 +199,29 @@ pub async fn move_cursor(
     Ok(client.query_typed_opt(sql, &parameters).await?.map(|row| row.try_get(0)).transpose()?)
 }
 
-/// Moves the place to read from without storing anything, because the log no longer has it. `false` when fenced.
+/// Moves the place to read from without storing anything, because the log no longer has it. Back in the log, its offsets may
+/// be given to other outcomes: ids begin anew behind all that there are. Answers the id of offset 0 from now on, or `None` when
+/// fenced.
 pub async fn skip_to(
     client: &tokio_postgres::Client,
     shard: i32,
     epoch: i64,
     from: i64,
     to: i64,
-) -> Result<bool, Error> {
+) -> Result<Option<i64>, Error> {
     let sql = "-- skip_to
-        UPDATE retry_shard SET next_offset = $4, batched_at = clock_timestamp()
+        UPDATE retry_shard SET next_offset = $4, batched_at = clock_timestamp(),
+            first_id = first_id + CASE WHEN $4 < $3 THEN $5 ELSE 0 END
         WHERE shard = $1 AND epoch = $2 AND next_offset = $3
-        RETURNING 1";
-    let parameters: [(&(dyn ToSql + Sync), Type); 4] =
-        [(&shard, Type::INT4), (&epoch, Type::INT8), (&from, Type::INT8), (&to, Type::INT8)];
-    Ok(client.query_typed_opt(sql, &parameters).await?.is_some())
+        RETURNING first_id";
+    let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+        (&shard, Type::INT4),
+        (&epoch, Type::INT8),
+        (&from, Type::INT8),
+        (&to, Type::INT8),
+        (&IDS_PER_LOG, Type::INT8),
+    ];
+    Ok(client.query_typed_opt(sql, &parameters).await?.map(|row| row.try_get(0)).transpose()?)
 }
 
 /// The next rows after a position that are due before `until`, at most `limit` of them, and at most `max_bytes` of
@@ -404,9 +418,10 @@ fn shard_from_row(row: &tokio_postgres::Row) -> Result<Shard, Error> {
     Ok(Shard {
         epoch: row.try_get(0)?,
         next_offset: row.try_get(1)?,
-        cursor: Position { due: row.try_get(2)?, id: row.try_get(3)? },
-        batched_at: row.try_get(4)?,
-        db_now: row.try_get(5)?,
+        first_id: row.try_get(2)?,
+        cursor: Position { due: row.try_get(3)?, id: row.try_get(4)? },
+        batched_at: row.try_get(5)?,
+        db_now: row.try_get(6)?,
     })
 }
 

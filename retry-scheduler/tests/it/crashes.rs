@@ -3,7 +3,7 @@
 use crate::{
     outages::{Proxy, free_address},
     process::{Process, SESSIONS},
-    world::{Record, World, outcome, retry, retry_key, retry_keys, settings},
+    world::{Record, Running, World, outcome, retry, retry_key, retry_keys, settings},
 };
 use floodway_schemas::{
     due::RetryKey,
@@ -87,6 +87,18 @@ async fn started(world: &World) -> Process {
     process
 }
 
+/// Whoever owns the shard now: every outcome is stored once, and every retry comes once.
+async fn everything_fires_once(world: &World) {
+    let records = world.read_due(N as usize).await;
+    assert_eq!((retry_keys(&records), records.len()), (all_keys(), N as usize));
+    assert_eq!((world.number(APART).await, world.number(COUNTED).await), (0, N));
+}
+
+async fn end(world: World, scheduler: Running) {
+    scheduler.stop().await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_before_its_commit_it_leaves_neither_rows_nor_position() {
     let world = World::new(1).await;
@@ -103,12 +115,8 @@ async fn killed_before_its_commit_it_leaves_neither_rows_nor_position() {
     assert_eq!(world.number(APART).await, 0);
 
     let next = world.start().await;
-    let records = world.read_due(N as usize).await;
-    assert_eq!((retry_keys(&records), records.len()), (all_keys(), N as usize));
-    assert_eq!((world.number(APART).await, world.number(COUNTED).await), (0, N));
-    next.stop().await;
-    drop(holder);
-    world.end().await;
+    everything_fires_once(&world).await;
+    end(world, next).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,12 +135,8 @@ async fn killed_during_its_commit_it_leaves_all_of_the_batch_and_the_next_owner_
     assert_eq!(world.number(APART).await, 0);
 
     let next = world.start().await;
-    let records = world.read_due(N as usize).await;
-    assert_eq!((retry_keys(&records), records.len()), (all_keys(), N as usize));
-    assert_eq!((world.number(APART).await, world.number(COUNTED).await), (0, N));
-    next.stop().await;
-    drop(holder);
-    world.end().await;
+    everything_fires_once(&world).await;
+    end(world, next).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,13 +156,9 @@ async fn an_owner_that_missed_the_answer_to_its_commit_finds_out_that_it_happene
     holder.batch_execute("SELECT pg_advisory_unlock(4711)").await.unwrap();
     world.number_becomes("SELECT next_offset FROM retry_shard", |next| next > 0).await;
     let _proxy = Proxy::open(address, world.server()).await;
-    let records = world.read_due(N as usize).await;
-    assert_eq!((retry_keys(&records), records.len()), (all_keys(), N as usize));
-    assert_eq!((world.number(APART).await, world.number(COUNTED).await), (0, N));
+    everything_fires_once(&world).await;
     assert_eq!(world.number("SELECT epoch FROM retry_shard").await, epoch, "it went on as the same owner");
-    scheduler.stop().await;
-    drop(holder);
-    world.end().await;
+    end(world, scheduler).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,8 +197,7 @@ async fn killed_between_acknowledgement_and_cursor_it_leaves_retries_that_come_a
     world.number_becomes("SELECT next_offset FROM retry_shard", |next| next == 3 * N).await;
     assert_eq!(world.number(COUNTED).await, 2 * N);
     assert_eq!(world.number("SELECT count(*) FROM retry").await, N);
-    next.stop().await;
-    world.end().await;
+    end(world, next).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,8 +218,7 @@ async fn an_owner_that_hangs_in_an_open_transaction_holds_nobody_up_and_changes_
 
     // Its group waits for its session to time out; then the takeover ends the transaction, which the server would not.
     let next = world.start().await;
-    let records = world.read_due(N as usize).await;
-    assert_eq!((retry_keys(&records), records.len()), (all_keys(), N as usize));
+    everything_fires_once(&world).await;
     assert!(world.number("SELECT epoch FROM retry_shard").await > before);
     world.number_becomes(PASSED, |n| n == N).await;
     process.thaw();
@@ -228,7 +226,6 @@ async fn an_owner_that_hangs_in_an_open_transaction_holds_nobody_up_and_changes_
     let records = world.read_due(N as usize + 1).await;
     assert_eq!(records.len(), N as usize + 1, "nothing came twice");
     assert_eq!((world.number(APART).await, world.number(COUNTED).await), (0, N + 1));
-    next.stop().await;
-    drop((process, holder));
-    world.end().await;
+    drop(process);
+    end(world, next).await;
 }

@@ -1,9 +1,9 @@
 //! PostgreSQL away, at the start or in the middle; the log not where it should be.
 
-use crate::world::{DEADLINE, World, retry, retry_keys, settings};
+use crate::world::{DEADLINE, World, outcome, retry, retry_keys, settings};
 use floodway_retry_scheduler::{Error, RetryScheduler, Settings};
 use floodway_runtime::{kafka::KafkaSettings, testing};
-use floodway_schemas::due::RetryKey;
+use floodway_schemas::{due::RetryKey, outcome::OutcomeKind};
 use floodway_store::Pool;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
@@ -180,8 +180,40 @@ async fn a_log_that_ends_before_the_stored_position_is_reported_and_read_on_by_t
     scheduler
         .health_becomes("outcomes log", |reason| reason.is_some_and(|reason| reason.contains("ends at 2")))
         .await;
-    assert_eq!(retry_keys(&world.read_due(2).await).len(), 2);
+    // Their offsets were those of other outcomes before: their ids are not.
+    let first_id = 1 << 44;
+    let keys = [first_id, first_id + 1].map(|id| RetryKey { shard: 0, id });
+    assert_eq!(retry_keys(&world.read_due(2).await), keys.into());
     assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, 2);
+    assert_eq!(world.number("SELECT count(*) FROM delivery WHERE id >= 1::bigint << 44").await, 2);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_of_a_log_that_is_no_more_fires_whatever_the_new_one_has_at_its_offset() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    world.write(0, &[retry(1, 3_600_000)]);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| next == 1).await;
+    scheduler.stop().await;
+    // The old log was longer. What it had at offset 2 is due soon; the new log has a delivery in doubt there, which ended.
+    world
+        .execute(
+            "INSERT INTO retry (shard, due_at, id, tenant_id, subscription_id, event_id, attempt, record_key, rec)
+                 SELECT shard, clock_timestamp() + interval '5 s', 2, tenant_id, subscription_id, event_id, attempt, record_key, rec
+                 FROM retry;
+             UPDATE retry_shard SET next_offset = 1000",
+        )
+        .await;
+    let lease = Duration::from_secs(1);
+    let ended = outcome(OutcomeKind::Delivered, 8, Duration::ZERO);
+    world.write(
+        0,
+        &[outcome(OutcomeKind::Delivered, 7, Duration::ZERO), outcome(OutcomeKind::InDoubt, 8, lease), ended],
+    );
+    let scheduler = world.start().await;
+    assert_eq!(retry_keys(&world.read_due(1).await), [RetryKey { shard: 0, id: 0 }].into());
     scheduler.stop().await;
     world.end().await;
 }

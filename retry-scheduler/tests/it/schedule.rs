@@ -240,15 +240,80 @@ async fn strange_outcomes_are_stored_as_they_are_and_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_the_database_refuses_is_passed_over_alone() {
+async fn a_row_that_the_database_refuses_is_passed_over_alone_and_one_of_history_without_its_retry() {
     let world = World::new(1).await;
-    world.execute("ALTER TABLE delivery ADD CONSTRAINT refused CHECK (event_id <> 'order-3')").await;
+    world.execute("ALTER TABLE retry ADD CONSTRAINT refused CHECK (event_id <> 'order-3')").await;
+    world.execute("ALTER TABLE delivery ADD CONSTRAINT refused CHECK (event_id <> 'order-5')").await;
     let scheduler = world.start().await;
     world.write(0, &(0..8).map(|n| retry(n, 300)).collect::<Vec<_>>());
     let keys = retry_keys(&world.read_due(7).await);
     let expected: Vec<i64> = [0, 1, 2, 4, 5, 6, 7].into();
     assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), expected);
     assert_eq!(world.number("SELECT next_offset FROM retry_shard").await, 8);
+    assert_eq!(world.number("SELECT count(*) FROM delivery").await, 6);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_in_doubt_whose_own_outcome_the_database_refuses_is_made_again() {
+    let world = World::new(1).await;
+    world.execute("ALTER TABLE dead_letter ADD CONSTRAINT refused CHECK (event_id <> 'order-1')").await;
+    let scheduler = world.start().await;
+    let lease = Duration::from_secs(4);
+    let in_doubt = |n| outcome(OutcomeKind::InDoubt, n, lease);
+    let dead = |n| outcome(OutcomeKind::Dead, n, Duration::ZERO);
+    world.write(0, &[in_doubt(1), in_doubt(2), dead(1), dead(2)]);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| next == 4).await;
+    assert_eq!(world.number("SELECT count(*) FROM dead_letter").await, 1);
+    let passed = "SELECT count(*) FROM retry, retry_shard WHERE (due_at, id) <= (cur_due, cur_id)";
+    world.number_becomes(passed, |n| n == 2).await;
+    let keys = retry_keys(&world.read_due(1).await);
+    assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), [0]);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatcher_whose_clock_is_ahead_makes_nobodys_repeats_count() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    // As far as Kafka's own limit lets it be, and further than repeats are remembered.
+    let ahead_ms = 50 * 60 * 1_000;
+    world.write(0, &[retry(1, 300)]);
+    world.write_as_of(0, &[retry(2, 300)], ahead_ms);
+    world.write(0, &[retry(1, 300), retry(3, 300)]);
+    world.write_as_of(0, &[retry(3, 300)], ahead_ms);
+    world.write(0, &[retry(2, 300)]);
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| next == 6).await;
+    let keys = retry_keys(&world.read_due(3).await);
+    assert_eq!(keys.into_iter().map(|key| key.id).collect::<Vec<_>>(), [0, 1, 3]);
+    assert_eq!(world.number("SELECT count(*) FROM retry").await, 3);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_far_behind_still_knows_its_leases_and_repeats_after_a_takeover() {
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let hour_ago = -3_600_000;
+    world.write_as_of(
+        0,
+        &[outcome(OutcomeKind::InDoubt, 1, Duration::from_secs(8)), retry(2, 300)],
+        hour_ago,
+    );
+    world.number_becomes("SELECT coalesce(max(next_offset), 0) FROM retry_shard", |next| next == 2).await;
+    scheduler.stop().await;
+    // An hour's backlog: the window of repeats ended before its first record.
+    let delivered = outcome(OutcomeKind::Delivered, 1, Duration::ZERO);
+    world.write_as_of(0, &[delivered, retry(2, 300), retry(3, 300)], hour_ago + 1_000);
+    let scheduler = world.start().await;
+    let open =
+        "SELECT count(*) FROM retry, retry_shard WHERE (due_at, id) > (cur_due, cur_id) OR next_offset < 5";
+    world.number_becomes(open, |n| n == 0).await;
+    let records = world.read_due(2).await;
+    assert_eq!(records.iter().map(|record| retry_key(record).id).collect::<Vec<_>>(), [1, 4]);
     scheduler.stop().await;
     world.end().await;
 }

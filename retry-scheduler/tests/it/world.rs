@@ -159,8 +159,19 @@ impl World {
     }
 
     pub(crate) fn write_bytes(&self, shard: i32, value: &[u8]) {
+        self.write_bytes_at(shard, value, floodway_runtime::clock::now().0);
+    }
+
+    /// Writes outcomes as a producer with another clock.
+    pub(crate) fn write_as_of(&self, shard: i32, outcomes: &[Outcome<'_>], ahead_ms: i64) {
+        let at = floodway_runtime::clock::now().0 + ahead_ms;
+        outcomes.iter().for_each(|outcome| self.write_bytes_at(shard, &outcome.encode().unwrap(), at));
+        self.producer.flush(DEADLINE).unwrap();
+    }
+
+    fn write_bytes_at(&self, shard: i32, value: &[u8], at_ms: i64) {
         let topic = self.topics.kafka.topic(Topic::Outcomes);
-        let record = BaseRecord::to(&topic).partition(shard).key("k").payload(value);
+        let record = BaseRecord::to(&topic).partition(shard).key("k").payload(value).timestamp(at_ms);
         self.producer.send(record).unwrap();
         self.producer.poll(Duration::ZERO);
     }
