@@ -272,9 +272,7 @@ pub(crate) async fn replay_dead_letter(
     let ids = [parse_id(&id)?];
     let replay_id = ReplayId(Uuid::now_v7());
     check_receivers(&api, tenant, &ids).await?;
-    let mut written = HashSet::new();
-    replay_batch(&api, tenant, replay_id, &ids, clock::now(), &mut written).await?;
-    if written.is_empty() {
+    if replay_all(&api, tenant, replay_id, &ids).await?.is_empty() {
         return Err(Refusal::NotFound("dead letter".into()));
     }
     Ok((StatusCode::ACCEPTED, Json(ReplayRequested { replay_id })))
@@ -318,15 +316,9 @@ pub(crate) async fn replay_dead_letters(
         return Err(Refusal::Invalid(format!("ids has {} entries, 1 to {MAX_IDS} are allowed", ids.len())));
     }
     let ids = distinct_ids(&ids)?;
-    let (replay_id, now) = (ReplayId(Uuid::now_v7()), clock::now());
+    let replay_id = ReplayId(Uuid::now_v7());
     check_receivers(&api, tenant, &ids).await?;
-    let mut found = HashSet::with_capacity(ids.len());
-    for batch in ids.chunks(BATCH) {
-        let result = replay_batch(&api, tenant, replay_id, batch, now, &mut found).await;
-        if let Err(refusal) = result {
-            return Err(interrupted(refusal, found.len(), ids.len(), replay_id));
-        }
-    }
+    let found = replay_all(&api, tenant, replay_id, &ids).await?;
     if found.is_empty() {
         return Err(Refusal::NotFound("dead letter".into()));
     }
@@ -364,20 +356,14 @@ pub(crate) async fn replay_matching_dead_letters(
 ) -> Result<(StatusCode, Json<ReplayMatchingRequested>), Refusal> {
     let (cursor, limit) = history_part(query.cursor.as_deref(), query.limit)?;
     let filter = query.filter(tenant)?;
-    let (replay_id, now) = (ReplayId(Uuid::now_v7()), clock::now());
+    let replay_id = ReplayId(Uuid::now_v7());
     // From the primary: a replica may not have the marks of a moment ago.
     let client = api.pool.get().await?;
     tenants::get(&**client, tenant).await?;
     let found = dead_letters::places(&client, &filter, cursor, limit).await?;
     let ids = deliverable(&client, tenant, &found.items).await?;
     drop(client);
-    let mut written = HashSet::with_capacity(ids.len());
-    for batch in ids.chunks(BATCH) {
-        let result = replay_batch(&api, tenant, replay_id, batch, now, &mut written).await;
-        if let Err(refusal) = result {
-            return Err(interrupted(refusal, written.len(), ids.len(), replay_id));
-        }
-    }
+    let written = replay_all(&api, tenant, replay_id, &ids).await?;
     let skipped = found.items.len() - ids.len();
     let next_cursor = found.next_cursor.map(|place| encode_cursor(place.as_bytes()));
     let answer = ReplayMatchingRequested { replay_id, count: written.len(), skipped, next_cursor };
@@ -407,6 +393,23 @@ async fn deliverable(
         }
     }
     Ok(ids)
+}
+
+/// Writes those of some dead letters that exist to `replays`, a few at a time, and answers which.
+async fn replay_all(
+    api: &Api,
+    tenant: TenantId,
+    replay: ReplayId,
+    ids: &[RetryKey],
+) -> Result<HashSet<RetryKey>, Refusal> {
+    let now = clock::now();
+    let mut written = HashSet::with_capacity(ids.len());
+    for batch in ids.chunks(BATCH) {
+        if let Err(refusal) = replay_batch(api, tenant, replay, batch, now, &mut written).await {
+            return Err(interrupted(refusal, written.len(), ids.len(), replay));
+        }
+    }
+    Ok(written)
 }
 
 /// The refusal, and what was done before it: those are delivered, whatever the answer's status.

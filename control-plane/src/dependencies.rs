@@ -35,14 +35,20 @@ pub(crate) async fn watch_replica(replica: Replica, component: Component, stop: 
     let probe = async {
         loop {
             let problem = match lag_of(&replica.pool).await {
-                Ok(lag) if lag <= MAX_LAG => None,
-                Ok(lag) => Some(format!("it is {} s behind", lag.as_secs())),
-                Err(error) => Some(error.to_string()),
+                Ok(lag) if lag <= MAX_LAG => String::new(),
+                Ok(lag) => format!("it is {} s behind", lag.as_secs()),
+                // Its connections are in use: nothing new is known.
+                Err(Error::Busy(_)) => {
+                    tokio::time::sleep(PROBE_EVERY).await;
+                    continue;
+                }
+                Err(error) => error.to_string(),
             };
-            replica.set_usable(problem.is_none());
-            match problem {
-                None => component.up(),
-                Some(problem) => component.down(format!("history is read from the primary: {problem}")),
+            replica.set_usable(problem.is_empty());
+            if problem.is_empty() {
+                component.up();
+            } else {
+                component.down(format!("history is read from the primary: {problem}"));
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }

@@ -141,6 +141,10 @@ impl From<floodway_store::Error> for Refusal {
         match error {
             Store::NotFound(what) => Self::NotFound(what.into()),
             Store::Conflict(detail) => Self::Conflict(detail),
+            Store::Busy(reason) => {
+                tracing::warn!(%reason, "the database is busy");
+                Self::Unavailable("too many requests read or write at the same time".into())
+            }
             Store::Unavailable(reason) => {
                 tracing::warn!(%reason, "the database is unavailable");
                 Self::Unavailable("the database does not answer".into())

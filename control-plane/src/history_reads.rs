@@ -1,8 +1,9 @@
-//! Where history and counts are read: from a replica while it keeps up, from the primary otherwise.
+//! Where history and counts are read: from a replica while it keeps up, from the primary otherwise. A replica whose connections are
+//! all in use is no reason to load the primary: the request waits a little for one and is then refused.
 
 use crate::error::Refusal;
 use floodway_schemas::ids::TenantId;
-use floodway_store::{Pool, pool::Client, tenants};
+use floodway_store::{Error, Pool, pool::Client, tenants};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -60,9 +61,9 @@ impl HistoryReads {
     /// A connection to read what a tenant has.
     ///
     /// # Errors
-    /// [`Refusal::NotFound`] when there is no such tenant.
+    /// [`Refusal::NotFound`] when there is no such tenant, [`Refusal::Unavailable`] when too many read at the same time.
     pub(crate) async fn of_tenant(&self, tenant: TenantId) -> Result<Client, Refusal> {
-        if let Some(client) = self.replica_of(tenant).await {
+        if let Some(client) = self.replica_of(tenant).await? {
             return Ok(client);
         }
         let client = self.primary.get().await?;
@@ -71,14 +72,16 @@ impl HistoryReads {
     }
 
     /// A connection to the replica, if it is there and knows the tenant, which may be newer than what it has.
-    async fn replica_of(&self, tenant: TenantId) -> Option<Client> {
-        let replica = self.replica.as_ref().filter(|replica| replica.usable.load(Ordering::Relaxed))?;
+    async fn replica_of(&self, tenant: TenantId) -> Result<Option<Client>, Refusal> {
+        let is_usable = |replica: &&Replica| replica.usable.load(Ordering::Relaxed);
+        let Some(replica) = self.replica.as_ref().filter(is_usable) else { return Ok(None) };
         match replica.pool.get().await {
-            Ok(client) => tenants::get(&**client, tenant).await.ok().map(|_| client),
+            Ok(client) => Ok(tenants::get(&**client, tenant).await.ok().map(|_| client)),
+            Err(error @ Error::Busy(_)) => Err(error.into()),
             Err(error) => {
                 tracing::warn!(%error, "the replica does not answer, history is read from the primary: {error}");
                 replica.set_usable(false);
-                None
+                Ok(None)
             }
         }
     }

@@ -3,7 +3,8 @@
 
 use crate::{circuit::Turn, dependency::Reporter, shard::Shared};
 use floodway_store::{
-    Error, count_levels, delivery_indexes, partitions, partitions::Report, pool::DedicatedClient, retry,
+    Error, count_levels, delivery_indexes, missing_indexes, partitions, partitions::Report,
+    pool::DedicatedClient, retry,
 };
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -119,6 +120,10 @@ async fn settle_history(client: &mut DedicatedClient) -> Result<(), Error> {
     let built = delivery_indexes::build(client).await?;
     if !built.is_empty() {
         tracing::info!(?built, "history was indexed");
+    }
+    let completed = missing_indexes::complete(client).await?;
+    if !completed.is_empty() {
+        tracing::info!(?completed, "indexes of this version were built for what was there before it");
     }
     rolled_up.map(drop)
 }

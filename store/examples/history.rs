@@ -115,27 +115,25 @@ async fn fill(url: &SecretString, rows: u64) {
     let step = HOURS * HOUR_MS / (rows / BATCH_ROWS).max(1) as i64;
     let at =
         |n: u64| DbInstant::from_millis(UnixMillis(now - HOURS * HOUR_MS + (n / BATCH_ROWS) as i64 * step));
-    const DELIVERY: [Type; 15] = [
-        Type::TIMESTAMPTZ,
-        Type::INT4,
-        Type::INT8,
-        Type::TIMESTAMPTZ,
-        Type::UUID,
-        Type::UUID,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-        Type::JSONB,
+    const DELIVERY: [(&str, Type); 15] = [
+        ("recorded_at", Type::TIMESTAMPTZ),
+        ("shard", Type::INT4),
+        ("id", Type::INT8),
+        ("at", Type::TIMESTAMPTZ),
+        ("tenant_id", Type::UUID),
+        ("subscription_id", Type::UUID),
+        ("event_id", Type::TEXT),
+        ("event_type", Type::TEXT),
+        ("attempt", Type::INT4),
+        ("kind", Type::TEXT),
+        ("status", Type::INT4),
+        ("error", Type::TEXT),
+        ("duration_ms", Type::INT4),
+        ("response", Type::TEXT),
+        ("exchange", Type::JSONB),
     ];
     let exchange: Value = serde_json::from_str(EXCHANGE).unwrap();
-    let columns = "delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, event_type, attempt, kind, status, \
-                   error, duration_ms, response, exchange)";
-    copy(url, columns, &DELIVERY, rows, async |writer, n| {
+    copy(url, "delivery", &DELIVERY, rows, async |writer, n| {
         let (r, at) = (spread(n), at(n));
         let kind = match r % 1_000 {
             0 => "disable",
@@ -172,34 +170,37 @@ async fn fill(url: &SecretString, rows: u64) {
     })
     .await;
     // As many deltas of counts, and a tenth of dead letters.
-    const COUNT: [Type; 5] = [Type::TIMESTAMPTZ, Type::UUID, Type::UUID, Type::TEXT, Type::INT8];
-    let columns = "delivery_count (minute, tenant_id, subscription_id, kind, n)";
-    copy(url, columns, &COUNT, rows, async |writer, n| {
+    const COUNT: [(&str, Type); 5] = [
+        ("minute", Type::TIMESTAMPTZ),
+        ("tenant_id", Type::UUID),
+        ("subscription_id", Type::UUID),
+        ("kind", Type::TEXT),
+        ("n", Type::INT8),
+    ];
+    copy(url, "delivery_count", &COUNT, rows, async |writer, n| {
         let r = spread(n);
         let minute = DbInstant(at(n).0 - at(n).0.rem_euclid(60_000_000));
         writer.write(&[&minute, &tenant_of(r).0, &subscription_of(r).0, &"delivered", &3_i64]).await
     })
     .await;
-    const LETTER: [Type; 15] = [
-        Type::TIMESTAMPTZ,
-        Type::INT4,
-        Type::INT8,
-        Type::TIMESTAMPTZ,
-        Type::TIMESTAMPTZ,
-        Type::UUID,
-        Type::UUID,
-        Type::TEXT,
-        Type::TEXT,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-        Type::INT4,
-        Type::TEXT,
-        Type::BYTEA,
+    const LETTER: [(&str, Type); 15] = [
+        ("recorded_at", Type::TIMESTAMPTZ),
+        ("shard", Type::INT4),
+        ("id", Type::INT8),
+        ("at", Type::TIMESTAMPTZ),
+        ("since", Type::TIMESTAMPTZ),
+        ("tenant_id", Type::UUID),
+        ("subscription_id", Type::UUID),
+        ("event_id", Type::TEXT),
+        ("event_type", Type::TEXT),
+        ("record_key", Type::TEXT),
+        ("attempts", Type::INT4),
+        ("reason", Type::TEXT),
+        ("status", Type::INT4),
+        ("error", Type::TEXT),
+        ("event", Type::BYTEA),
     ];
-    let columns = "dead_letter (recorded_at, shard, id, at, since, tenant_id, subscription_id, event_id, event_type, record_key, \
-                   attempts, reason, status, error, event)";
-    copy(url, columns, &LETTER, rows / 10, async |writer, n| {
+    copy(url, "dead_letter", &LETTER, rows / 10, async |writer, n| {
         let (r, at) = (spread(n), at(n * 10));
         let values: [&(dyn ToSql + Sync); LETTER.len()] = [
             &at,
@@ -291,23 +292,24 @@ async fn make_past_partitions(url: &SecretString, now: i64) {
 /// Writes rows by COPY on one connection, and says how fast.
 async fn copy(
     url: &SecretString,
-    columns: &str,
-    types: &[Type],
+    table: &str,
+    columns: &[(&str, Type)],
     rows: u64,
     write: impl AsyncFn(Pin<&mut BinaryCopyInWriter>, u64) -> Result<(), tokio_postgres::Error>,
 ) {
     let begun = Instant::now();
     let client = Pool::new(url, "bench", 1).unwrap().get().await.unwrap();
     client.batch_execute("SET statement_timeout = 0; SET transaction_timeout = 0").await.unwrap();
-    let sink = client.copy_in(&format!("COPY {columns} FROM STDIN BINARY")).await.unwrap();
-    let mut writer = pin!(BinaryCopyInWriter::new(sink, types));
+    let (names, types): (Vec<&str>, Vec<Type>) = columns.iter().cloned().unzip();
+    let sink =
+        client.copy_in(&format!("COPY {table} ({}) FROM STDIN BINARY", names.join(", "))).await.unwrap();
+    let mut writer = pin!(BinaryCopyInWriter::new(sink, &types));
     for n in 0..rows {
         write(writer.as_mut(), n).await.unwrap();
     }
     writer.finish().await.unwrap();
-    let (name, _) = columns.split_once(' ').unwrap();
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{rows} rows into {name} in {seconds:.1} s, {:.0} per second", rows as f64 / seconds);
+    println!("{rows} rows into {table} in {seconds:.1} s, {:.0} per second", rows as f64 / seconds);
 }
 
 /// One question, asked of cold connections' caches and then of warm ones: the median and the longest of ten.

@@ -2,7 +2,7 @@
 
 use crate::{
     DbInstant, Error,
-    page::{HistoryCursor, Page, Walk},
+    page::{HistoryCursor, IN_STRETCH, NEWEST_FIRST, Page, Stretch, Walk},
     partitions::{self, Table},
 };
 use floodway_schemas::{
@@ -28,7 +28,7 @@ const WINDOWS: [Duration; 3] = [
 /// A delivery that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDeadLetter {
-    /// Offset of the outcome in its shard.
+    /// Id of the outcome in its shard.
     pub id: i64,
     /// When it was given up, by the dispatcher's clock.
     pub at: DbInstant,
@@ -264,8 +264,7 @@ async fn matching<T: Placed>(
         "-- list_dead_letters
         SELECT {columns}
         FROM dead_letter d
-        WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
-          AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
+        WHERE tenant_id = $1 AND {IN_STRETCH}
           AND ($7::uuid IS NULL OR subscription_id = $7)
           AND ($8::text IS NULL OR event_id = $8 OR members @> ARRAY[$8])
           AND ($9::text IS NULL OR event_type = $9)
@@ -274,21 +273,19 @@ async fn matching<T: Placed>(
           AND ($12::text IS NULL OR error = $12)
           AND ($13::bool IS NULL OR $13 = EXISTS (
               SELECT FROM dead_letter_replay r WHERE r.shard = d.shard AND r.outcome_offset = d.id))
-        ORDER BY recorded_at DESC, shard DESC, id DESC
+        {NEWEST_FIRST}
         LIMIT $14"
     );
+    let subscription = filter.subscription.map(|id| id.0);
     let mut walk = Walk::new(span, cursor, limit, &WINDOWS);
     let mut items = Vec::new();
     while let Some((span, wanted)) = walk.next(items.len()) {
         let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
-        let parameters: [(&(dyn ToSql + Sync), Type); 14] = [
-            (&filter.tenant.0, Type::UUID),
-            (&span.start, Type::TIMESTAMPTZ),
-            (&span.end, Type::TIMESTAMPTZ),
-            (&cursor.map(|cursor| cursor.recorded_at), Type::TIMESTAMPTZ),
-            (&cursor.map(|cursor| cursor.shard), Type::INT4),
-            (&cursor.map(|cursor| cursor.id), Type::INT8),
-            (&filter.subscription.map(|subscription| subscription.0), Type::UUID),
+        let stretch = Stretch::new(span, cursor);
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&filter.tenant.0, Type::UUID)];
+        parameters.extend(stretch.parameters());
+        let of_filter: [(&(dyn ToSql + Sync), Type); 8] = [
+            (&subscription, Type::UUID),
             (&filter.event_id, Type::TEXT),
             (&filter.event_type, Type::TEXT),
             (&filter.reason, Type::TEXT),
@@ -297,6 +294,7 @@ async fn matching<T: Placed>(
             (&filter.replayed, Type::BOOL),
             (&wanted, Type::INT8),
         ];
+        parameters.extend(of_filter);
         for row in client.query_typed(&sql, &parameters).await? {
             items.push(read(&row)?);
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     DbInstant, Error,
-    page::{HistoryCursor, Page, Walk},
+    page::{HistoryCursor, IN_STRETCH, NEWEST_FIRST, Page, Stretch, Walk},
     partitions::{self, Table},
 };
 use floodway_schemas::{
@@ -32,7 +32,7 @@ const MINUTE_US: i64 = 60_000_000;
 /// What became of one delivery at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewDelivery {
-    /// Offset of the outcome in its shard.
+    /// Id of the outcome in its shard.
     pub id: i64,
     /// When the attempt ended, by the dispatcher's clock.
     pub at: DbInstant,
@@ -284,14 +284,11 @@ async fn list_window(
     let by_event = filter.event_id.is_some() || filter.event_type.is_some();
     let sql = format!("{before}{}", list_statement(by_event));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let parameters: [(&(dyn ToSql + Sync), Type); 13] = [
-        (&filter.tenant.0, Type::UUID),
-        (&span.start, Type::TIMESTAMPTZ),
-        (&span.end, Type::TIMESTAMPTZ),
-        (&cursor.map(|cursor| cursor.recorded_at), Type::TIMESTAMPTZ),
-        (&cursor.map(|cursor| cursor.shard), Type::INT4),
-        (&cursor.map(|cursor| cursor.id), Type::INT8),
-        (&filter.subscription.map(|subscription| subscription.0), Type::UUID),
+    let (stretch, subscription) = (Stretch::new(span, cursor), filter.subscription.map(|id| id.0));
+    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&filter.tenant.0, Type::UUID)];
+    parameters.extend(stretch.parameters());
+    let of_filter: [(&(dyn ToSql + Sync), Type); 7] = [
+        (&subscription, Type::UUID),
         (&filter.kind, Type::TEXT),
         (&filter.event_id, Type::TEXT),
         (&filter.event_type, Type::TEXT),
@@ -299,6 +296,7 @@ async fn list_window(
         (&filter.error, Type::TEXT),
         (&limit, Type::INT8),
     ];
+    parameters.extend(of_filter);
     Ok(client.query_typed(&sql, &parameters).await?)
 }
 
@@ -311,14 +309,13 @@ fn list_statement(by_event: bool) -> String {
             "SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
                    error, detail, duration_ms, next_at, response, exchange, members
             FROM delivery
-            WHERE tenant_id = $1 AND recorded_at >= $2 AND recorded_at < $3
-              AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))
+            WHERE tenant_id = $1 AND {IN_STRETCH}
               AND ($7::uuid IS NULL OR subscription_id = $7)
               AND ($8::text IS NULL OR kind = $8)
               AND ($11::int4 IS NULL OR status = $11)
               AND ($12::text IS NULL OR error = $12)
               AND {condition}
-            ORDER BY recorded_at DESC, shard DESC, id DESC
+            {NEWEST_FIRST}
             LIMIT $13"
         )
     };
@@ -336,7 +333,7 @@ fn list_statement(by_event: bool) -> String {
     format!(
         "-- list_deliveries: by event
         SELECT * FROM (({single}) UNION ALL ({batch})) AS found
-        ORDER BY recorded_at DESC, shard DESC, id DESC
+        {NEWEST_FIRST}
         LIMIT $13"
     )
 }

@@ -1,6 +1,6 @@
 //! Indexes of history, built when an hour has closed.
 //!
-//! While its hour lasts, a partition has one index, by tenant and time. The others would be paid for with every row at the
+//! While its hour lasts, a partition has one index of all its rows, by tenant and time, and the same of its batches. The others would be paid for with every row at the
 //! moment when the most rows come; built at once over an hour that nobody writes to any more they cost a fraction, and their
 //! pages are full. docs/decisions/018-history-indexed-on-close.md has the figures.
 //!
@@ -21,10 +21,9 @@ use std::{
 /// What a closed hour can be looked through by besides tenant and time: name and definition. All but the look-up by event
 /// end in the time, so that a page reads no more than it shows. Rows of one batch have one time, hence equal keys, of which
 /// an index stores one: it takes a few bytes per row.
-const INDEXES: [(&str, &str); 8] = [
+const INDEXES: [(&str, &str); 7] = [
     ("by_event", "(event_id)"),
     ("by_member", "USING gin (members) WHERE members IS NOT NULL"),
-    ("by_batch", "(tenant_id, recorded_at) WHERE members IS NOT NULL"),
     ("by_subscription", "(subscription_id, recorded_at)"),
     ("by_kind", "(tenant_id, kind, recorded_at)"),
     ("by_type", "(tenant_id, event_type, recorded_at)"),

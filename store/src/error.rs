@@ -1,6 +1,6 @@
 //! What went wrong in the database, by what the caller can do about it.
 
-use deadpool_postgres::PoolError;
+use deadpool_postgres::{PoolError, TimeoutType};
 use std::error::Error as _;
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
@@ -11,6 +11,9 @@ pub enum Error {
     /// The server cannot be reached or is too busy, or a timeout passed: the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(String),
+    /// Every connection of the pool is in use and none came free in time: the same call may succeed later.
+    #[error("the database is busy: {0}")]
+    Busy(String),
     /// The row exists already, has another version, or is in a state that does not allow the change.
     #[error("conflict: {0}")]
     Conflict(String),
@@ -28,7 +31,7 @@ pub enum Error {
 impl Error {
     /// Whether the same call may succeed later without anyone doing anything.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Busy(_))
     }
 }
 
@@ -57,6 +60,7 @@ impl From<PoolError> for Error {
                 Self::Other(text) => Self::Unavailable(text),
                 known => known,
             },
+            PoolError::Timeout(TimeoutType::Wait) => Self::Busy("no connection came free in time".to_owned()),
             PoolError::Timeout(kind) => {
                 Self::Unavailable(format!("timed out waiting for a connection ({kind:?})"))
             }

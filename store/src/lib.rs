@@ -15,6 +15,7 @@ pub mod delivery_indexes;
 pub mod error;
 pub mod instant;
 pub mod migrate;
+pub mod missing_indexes;
 pub mod outbox;
 pub mod page;
 pub mod partitions;

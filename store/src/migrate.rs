@@ -118,3 +118,32 @@ fn classify(kind: &Kind) -> Error {
         other => Error::Schema(other.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first version that was written with this rule.
+    const SINCE: i32 = 13;
+    const BULK_TABLES: [&str; 6] =
+        ["retry", "delivery", "delivery_count", "delivery_count_hour", "delivery_count_day", "dead_letter"];
+
+    #[test]
+    fn no_migration_builds_or_drops_an_index_of_a_bulk_table_in_place() {
+        for migration in embedded::migrations::runner().get_migrations() {
+            let Some(sql) = migration.sql().filter(|_| migration.version() >= SINCE) else { continue };
+            let statements: String =
+                sql.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+            for statement in statements.split(';').map(str::trim) {
+                let made_here = |table: &str| statements.contains(&format!("CREATE TABLE {table} ("));
+                let of_filled = BULK_TABLES
+                    .iter()
+                    .any(|table| statement.contains(&format!(" ON {table} ")) && !made_here(table));
+                assert!(
+                    !(statement.starts_with("CREATE") && statement.contains("INDEX") && of_filled),
+                    "{migration}: create it ON ONLY, see missing_indexes.rs: {statement}"
+                );
+            }
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::{
     str::FromStr,
     time::{Duration, Instant},
 };
+use tokio_postgres::types::{ToSql, Type};
 
 /// How long a page is looked for. What was found by then is the page, and its cursor leads on from there: a filter that
 /// matches next to nothing costs several short requests, never one long one.
@@ -33,7 +34,7 @@ pub struct HistoryCursor {
     pub recorded_at: DbInstant,
     /// Its shard.
     pub shard: i32,
-    /// Its offset in the shard.
+    /// Its id in the shard.
     pub id: i64,
 }
 
@@ -73,6 +74,44 @@ impl HistoryCursor {
     /// The place before everything that was recorded at `at` or later.
     fn before(at: DbInstant) -> Self {
         Self { recorded_at: at, shard: i32::MIN, id: i64::MIN }
+    }
+}
+
+/// What a list by time selects of a stretch, by the parameters that [`Stretch::parameters`] yields: those from `$2` on.
+pub(crate) const IN_STRETCH: &str = "recorded_at >= $2 AND recorded_at < $3
+          AND ($4::timestamptz IS NULL OR (recorded_at, shard, id) < ($4, $5, $6))";
+
+/// The order of a list by time.
+pub(crate) const NEWEST_FIRST: &str = "ORDER BY recorded_at DESC, shard DESC, id DESC";
+
+/// A stretch of time of a list, and the place that the page comes after.
+#[derive(Debug)]
+pub(crate) struct Stretch {
+    span: Range<DbInstant>,
+    recorded_at: Option<DbInstant>,
+    shard: Option<i32>,
+    id: Option<i64>,
+}
+
+impl Stretch {
+    pub(crate) fn new(span: Range<DbInstant>, cursor: Option<HistoryCursor>) -> Self {
+        Self {
+            span,
+            recorded_at: cursor.map(|cursor| cursor.recorded_at),
+            shard: cursor.map(|cursor| cursor.shard),
+            id: cursor.map(|cursor| cursor.id),
+        }
+    }
+
+    /// What [`IN_STRETCH`] names.
+    pub(crate) fn parameters(&self) -> [(&(dyn ToSql + Sync), Type); 5] {
+        [
+            (&self.span.start, Type::TIMESTAMPTZ),
+            (&self.span.end, Type::TIMESTAMPTZ),
+            (&self.recorded_at, Type::TIMESTAMPTZ),
+            (&self.shard, Type::INT4),
+            (&self.id, Type::INT8),
+        ]
     }
 }
 

@@ -185,6 +185,34 @@ async fn history_is_read_from_a_replica_and_from_the_primary_while_it_is_away() 
 }
 
 #[tokio::test]
+async fn a_replica_that_is_busy_makes_requests_wait_and_refuses_them_and_does_not_load_the_primary() {
+    let (topics, database) = tokio::join!(TestTopics::create(2), TestDatabase::create());
+    let replica = Pool::read_only(&database.url, "test-replica", 2).unwrap();
+    // Reading from the primary fails the test: nobody is there.
+    let nowhere: SecretString = "postgres://nobody@127.0.0.1:1/none".into();
+    let reads = Pool::read_only(&nowhere, "test-reads", READ_POOL_SIZE).unwrap();
+    let databases = Databases { primary: database.pool(), reads, replica: Some(replica.clone()) };
+    let mut plane = Plane::start(settings(), topics.context(), databases).await;
+    let up = || async {
+        let reports = plane.context.health.reports();
+        reports.iter().rfind(|report| report.name == "postgresql_replica").unwrap().status == "up"
+    };
+    eventually("the replica is up", up).await;
+    let created = plane.post("/v1/tenants", r#"{"name":"Acme"}"#).await;
+    let path = format!("/v1/tenants/{}/deliveries", created.text("id"));
+    prepare(&database.pool()).await;
+    let busy = (replica.get().await.unwrap(), replica.get().await.unwrap());
+    let refused = plane.get(&path).await;
+    refused.is_problem(503, "at the same time");
+    assert!(up().await, "busy is not away");
+    drop(busy);
+    assert_eq!(plane.get(&path).await.status, 200);
+    plane.stop().await;
+    topics.delete().await;
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn connections_for_reading_cannot_write_also_where_only_a_primary_is_taken() {
     let database = TestDatabase::create().await;
     let failover: SecretString = format!("{}?target_session_attrs=read-write", database.url_text()).into();

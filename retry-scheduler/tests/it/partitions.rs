@@ -4,7 +4,7 @@ use crate::world::{World, retry, settings};
 use floodway_schemas::ids::{SubscriptionId, TenantId};
 use floodway_store::{
     deliveries::{self, DeliveryFilter},
-    delivery_indexes,
+    delivery_indexes, missing_indexes,
     partitions::{self, Plan, Retention},
 };
 use std::time::Duration;
@@ -211,8 +211,35 @@ async fn an_hour_of_history_is_indexed_when_it_has_closed_and_found_by_everythin
             "SELECT count(*) FROM pg_index WHERE indrelid = (SELECT tableoid FROM delivery WHERE event_id = '{at}-0')"
         )
     };
-    assert_eq!((world.number(&indexes("old")).await, world.number(&indexes("new")).await), (9, 1));
+    assert_eq!((world.number(&indexes("old")).await, world.number(&indexes("new")).await), (9, 2));
     check().await;
+    drop(client);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_a_new_version_is_built_for_partitions_that_were_there_before_it() {
+    let world = World::new(1).await;
+    let mut client = partitions::lock(&world.pool).await.unwrap().unwrap();
+    // As a database of an older version has them: one partition with rows, and one whose hour was indexed.
+    world.execute("DROP INDEX delivery_by_batch; DROP INDEX dead_letter_by_type").await;
+    world.execute(&old_partition("delivery")).await;
+    world.execute(&old_partition("dead_letter")).await;
+    let older = "CREATE INDEX delivery_20200102_03_by_batch ON delivery_20200102_03 (tenant_id, recorded_at) WHERE members IS NOT NULL";
+    world.execute(older).await;
+    let migration = include_str!("../../../store/migrations/V14__lookups_of_batches_and_types.sql");
+    world.execute(migration).await;
+    let valid = "SELECT count(*) FROM pg_index WHERE indisvalid \
+                 AND indexrelid IN ('delivery_by_batch'::regclass, 'dead_letter_by_type'::regclass)";
+    assert_eq!(world.number(valid).await, 0);
+    // One that is made now has both, although those of the tables are not complete.
+    let plan = Plan { retry_hours: 1, retry_days: 3, delivery_hours: 2, ..Plan::default() };
+    let retention = Retention { deliveries: 9_000 * DAY, dead_letters: 9_000 * DAY, ..RETENTION };
+    partitions::maintain(&mut client, plan, retention).await.unwrap();
+    let built = missing_indexes::complete(&mut client).await.unwrap();
+    assert_eq!(built, ["dead_letter_20200102_03_by_type", "delivery_20200102_03_by_batch"]);
+    assert_eq!(world.number(valid).await, 2);
+    assert!(missing_indexes::complete(&mut client).await.unwrap().is_empty());
     drop(client);
     world.end().await;
 }
