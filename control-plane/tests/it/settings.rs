@@ -60,8 +60,7 @@ async fn migrations_run_once_when_several_processes_start_together() {
     );
     let (first, second) = (first.unwrap(), second.unwrap());
     assert_eq!(first.version, second.version);
-    let applied = first.applied.len() + second.applied.len();
-    assert_eq!(applied as i32, floodway_store::migrate::supported_version());
+    assert_ne!(first.applied.is_empty(), second.applied.is_empty(), "one of them applies all");
     database.drop().await;
 }
 
