@@ -3,6 +3,7 @@
 //! A test starts a [`pipeline::Pipeline`], lets a [`producer::Producer`] send events, injects a fault, and reconciles
 //! the ledgers: every acknowledged event against what the receivers got and what was dead-lettered.
 
+pub mod backup;
 pub mod front;
 pub mod load;
 pub mod pipeline;

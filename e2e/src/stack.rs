@@ -10,6 +10,9 @@ use tokio::process::Command;
 /// Stands in the place of PostgreSQL's URL where a stack is to run Kafka only.
 const NO_DATABASE: &str = "postgres://none@127.0.0.1:1/none";
 
+/// Stands in the place of Kafka's address where a stack is to run PostgreSQL only.
+const NO_KAFKA: &str = "127.0.0.1:1";
+
 /// Addresses of Kafka and PostgreSQL, and the script that runs them.
 #[derive(Debug)]
 pub struct Stack {
@@ -19,6 +22,8 @@ pub struct Stack {
     pub database_url: String,
     /// The folder of a stack of our own; the shared one has none, so that no test breaks it.
     own: Option<PathBuf>,
+    /// Whether Kafka is part of it.
+    with_kafka: bool,
     /// Whether PostgreSQL is part of it.
     with_database: bool,
     /// What the stack's env file says.
@@ -44,6 +49,7 @@ impl Stack {
             brokers: variable("FLOODWAY_KAFKA_BROKERS")?,
             database_url: variable("FLOODWAY_DATABASE_URL")?,
             own: None,
+            with_kafka: true,
             with_database: true,
             env: String::new(),
         })
@@ -54,7 +60,23 @@ impl Stack {
     /// # Errors
     /// When the script does not bring them up.
     pub async fn own(name: &str) -> Result<Self> {
-        Self::start_own(name, true, &[]).await
+        Self::start_own(name, true, true, &[]).await
+    }
+
+    /// The same, with a PostgreSQL that archives what it writes, for [`crate::backup`].
+    ///
+    /// # Errors
+    /// When the script does not bring them up.
+    pub async fn archiving(name: &str) -> Result<Self> {
+        Self::start_own(name, true, true, &["--archive"]).await
+    }
+
+    /// Starts PostgreSQL alone, in a fresh folder. Stop it with [`Stack::remove`].
+    ///
+    /// # Errors
+    /// When the script does not bring it up.
+    pub async fn postgres(name: &str) -> Result<Self> {
+        Self::start_own(name, false, true, &["--archive"]).await
     }
 
     /// Starts Kafka alone, in a fresh folder, with options of `scripts/stack up`. Stop it with [`Stack::remove`].
@@ -62,16 +84,17 @@ impl Stack {
     /// # Errors
     /// When the script does not bring it up.
     pub async fn kafka(name: &str, options: &[&str]) -> Result<Self> {
-        Self::start_own(name, false, options).await
+        Self::start_own(name, true, false, options).await
     }
 
-    async fn start_own(name: &str, with_database: bool, options: &[&str]) -> Result<Self> {
+    async fn start_own(name: &str, with_kafka: bool, with_database: bool, options: &[&str]) -> Result<Self> {
         let folder = root().join(".stack").join(format!("{name}-{:08x}", rand::random::<u32>()));
         let own = Some(folder);
         let mut stack = Self {
             brokers: String::new(),
             database_url: String::new(),
             own,
+            with_kafka,
             with_database,
             env: String::new(),
         };
@@ -165,6 +188,9 @@ impl Stack {
             // Its servers are this folder's, whatever the environment names.
             command.env("STACK_DIR", folder);
             command.env_remove("FLOODWAY_KAFKA_BROKERS").env_remove("FLOODWAY_DATABASE_URL");
+            if !self.with_kafka {
+                command.env("FLOODWAY_KAFKA_BROKERS", NO_KAFKA).env_remove("STACK_KAFKA_BROKERS");
+            }
             if !self.with_database {
                 command.env("FLOODWAY_DATABASE_URL", NO_DATABASE).env_remove("STACK_DATABASE_URL");
             }

@@ -52,6 +52,7 @@ postgres_binaries() {
 
 choose_postgres_settings() {
   choose_port postgres_port "$WANT_POSTGRES_PORT"
+  if [[ -n $WANT_ARCHIVE ]]; then remember postgres_archive yes; fi
   [[ -n $(setting postgres_password) ]] || remember postgres_password "$(random_text 24)"
 }
 
@@ -73,7 +74,28 @@ log_timezone = 'UTC'
 CONF
 }
 
-# Creates the data folder, and in it the user floodway (may create databases, is not superuser) and the database floodway.
+# With --archive: WAL is copied to a folder beside the data, as it would be to another machine, in small files and often.
+is_archiving() { [[ $(setting postgres_archive) == yes ]]; }
+postgres_archive() { printf '%s/archive' "$(postgres_home)"; }
+
+archive_conf() {
+  is_archiving || return 0
+  cat <<CONF
+archive_mode = on
+archive_timeout = '2s'
+archive_command = 'cmp -s "%p" "$(postgres_archive)/%f" || { test ! -e "$(postgres_archive)/%f" && cp "%p" "$(postgres_archive)/%f.part" && mv "$(postgres_archive)/%f.part" "$(postgres_archive)/%f"; }'
+CONF
+}
+
+archive_env_lines() {
+  is_archiving || return 0
+  printf '# For scripts/backup and scripts/restore; the user floodway_backup has the password of floodway.\n'
+  export_line STACK_POSTGRES_DATA "$(postgres_data)"
+  export_line STACK_POSTGRES_ARCHIVE "$(postgres_archive)"
+}
+
+# Creates the data folder, and in it the user floodway (may create databases, is not superuser), the user floodway_backup (may
+# copy the server and replicate, reads no table) and the database floodway.
 # The superuser postgres gets no password, so nobody can log in as it over the network.
 init_postgres() { # BINARIES
   local home data output
@@ -83,10 +105,13 @@ init_postgres() { # BINARIES
   rm -rf "$data"
   output=$(
     as_postgres "$1/bin/initdb" -D "$data" -U postgres --auth-local=reject --auth-host=scram-sha-256 \
-      --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 2>&1 &&
+      --wal-segsize="$(if is_archiving; then echo 1; else echo 16; fi)" --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 2>&1 &&
       printf "include_if_exists 'stack.conf'\n" | as_postgres tee -a "$data/postgresql.conf" &&
       printf '%s\n' "CREATE ROLE floodway LOGIN CREATEDB PASSWORD '$(setting postgres_password)'" \
-        'GRANT pg_monitor TO floodway' 'CREATE DATABASE floodway OWNER floodway' |
+        'GRANT pg_monitor TO floodway' 'CREATE DATABASE floodway OWNER floodway' \
+        "CREATE ROLE floodway_backup LOGIN REPLICATION PASSWORD '$(setting postgres_password)'" \
+        'GRANT pg_monitor TO floodway_backup' \
+        'GRANT EXECUTE ON FUNCTION pg_backup_start, pg_backup_stop, pg_switch_wal, pg_promote TO floodway_backup' |
       as_postgres "$1/bin/postgres" --single -D "$data" -c exit_on_error=true postgres 2>&1
   ) || {
     tail -n 15 <<<"$output" >&2
@@ -118,7 +143,8 @@ launch_postgres() {
   mkdir -p "$home"
   if ((EUID == 0)); then chown "$PG_USER:$PG_USER" "$home"; fi
   init_postgres "$binaries"
-  postgres_conf | as_postgres tee "$(postgres_data)/stack.conf" >/dev/null
+  if is_archiving; then as_postgres mkdir -p "$(postgres_archive)"; fi
+  { postgres_conf && archive_conf; } | as_postgres tee "$(postgres_data)/stack.conf" >/dev/null
   release_dead_lock
   roll_log "$DIR/logs/postgres.log"
   say "postgres: starting"

@@ -62,6 +62,7 @@ missing_for_tests() {
   have python3 || printf 'python3\tPython 3 (end-to-end tests, checks of the Kubernetes manifests)\n'
   have_venv || printf 'python3-venv\tthe venv module of Python (end-to-end tests)\n'
   have pgbouncer || printf 'pgbouncer\tPgBouncer (tests of a pooler before PostgreSQL)\n'
+  have psql || printf 'postgresql-client\tpsql (scripts/backup and its end-to-end tests)\n'
   have openssl || printf 'openssl\topenssl (certificates of the end-to-end tests)\n'
   [[ -x /bin/kill || -x /usr/bin/kill ]] || printf 'procps\tkill (end-to-end tests)\n'
 }

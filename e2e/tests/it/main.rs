@@ -13,5 +13,6 @@ mod members;
 mod network;
 mod outage;
 mod outcomes_refused;
+mod restore;
 mod shutdown;
 mod startup;

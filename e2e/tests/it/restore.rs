@@ -1,0 +1,151 @@
+use anyhow::{Context, Result, ensure};
+use floodway_e2e::{
+    backup::{Backup, Server},
+    pipeline::Pipeline,
+    producer::{OnFailure, Producer},
+    reconcile::{all_dead, all_delivered, arrivals},
+    role::Role,
+    stack::Stack,
+};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Longest wait for a server to show what another one has.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One retry, which falls due when everything broke and came back.
+const LATER: [f64; 1] = [15.0];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_lost_comes_back_from_its_backup_and_every_retry_is_made() -> Result<()> {
+    let mut pipeline = Pipeline::start(Stack::archiving("e2e-restore").await?).await?;
+    pipeline.subscribe("/ok").await?;
+    let later = pipeline.subscribe_patiently("/fail/1", &pipeline.receiver.url("/fail/1"), &LATER).await?;
+    pipeline.receiver.set_secrets("/fail/1", &[&later.secret])?;
+    let dead = pipeline.subscribe("/status/500").await?;
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::Note);
+    producer.accepts_more(300).await?;
+    let backup = Backup::take(&pipeline.stack).await?;
+    // Part of what is stored after the backup is in the archive, and the rest is gone with the disk.
+    producer.accepts_more(300).await?;
+    let pending = arrivals(&pipeline, "/fail/1").values().filter(|entry| entry.successes == 0).count();
+    ensure!(pending > 0, "no retry is pending");
+    pipeline.stack.fault("kill postgres").await?;
+    let data = pipeline.stack.value("STACK_POSTGRES_DATA")?;
+    tokio::fs::remove_dir_all(&data).await?;
+    producer.accepts_more(300).await?;
+
+    backup.restore(&data, None).await?;
+    pipeline.stack.start("postgres").await?;
+    for role in pipeline.roles() {
+        role.ready().await?;
+    }
+    producer.accepts_more(100).await?;
+    let sent = producer.stop().await;
+    let healthy = all_delivered(&pipeline, "/ok", &sent.accepted).await?;
+    let retried = all_delivered(&pipeline, "/fail/1", &sent.accepted).await?;
+    let dead_repeats = all_dead(&pipeline, &dead.id, &sent.accepted).await?;
+    let lost = pipeline.retry_scheduler.metric("floodway_retry_log_lost_total{reason=\"retention\"}").await;
+    ensure!(lost.unwrap_or_default() == 0.0, "outcomes were lost unread");
+    println!(
+        "database restored with {pending} retries pending: accepted {}, lost 0, repeats {} healthy, {} retried, \
+         {dead_repeats} dead",
+        sent.accepted.len(),
+        healthy.repeats,
+        retried.repeats
+    );
+    pipeline.finish().await?.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_shows_history_and_takes_over_when_it_is_promoted() -> Result<()> {
+    let (standby, primary) = tokio::join!(Stack::postgres("e2e-standby"), Stack::archiving("e2e-primary"));
+    let (standby, mut pipeline) = (standby?, Pipeline::start(primary?).await?);
+    let old = Server::of(&pipeline.stack.database_url)?;
+    // It becomes a copy of the first, users and passwords included, and keeps its port.
+    let new = Server { address: Server::of(&standby.database_url)?.address, ..old.clone() };
+    let (_, database) = pipeline.database_url.rsplit_once('/').context("no database")?;
+    let url = |addresses: &str, database: &str| {
+        format!("postgres://floodway:{}@{addresses}/{database}", old.password)
+    };
+    let both = url(&format!("{},{}", old.address, new.address), database);
+    let replica = url(&new.address, database);
+    for role in [&mut pipeline.retry_scheduler, &mut pipeline.control_plane] {
+        role.terminate().await?;
+        role.set("FLOODWAY_DATABASE_URL", format!("{both}?target_session_attrs=read-write"));
+    }
+    pipeline.control_plane.set("FLOODWAY_DATABASE_REPLICA_URL", &replica);
+    for role in [&mut pipeline.retry_scheduler, &mut pipeline.control_plane] {
+        role.start()?;
+        role.ready().await?;
+    }
+    pipeline.subscribe("/ok").await?;
+    let later = pipeline.subscribe_patiently("/fail/1", &pipeline.receiver.url("/fail/1"), &LATER).await?;
+    pipeline.receiver.set_secrets("/fail/1", &[&later.secret])?;
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::Note);
+    producer.accepts_more(200).await?;
+
+    let backup = Backup::take(&pipeline.stack).await?;
+    standby.stop("postgres").await?;
+    let data = standby.value("STACK_POSTGRES_DATA")?;
+    tokio::fs::remove_dir_all(&data).await?;
+    backup.restore(&data, Some(&old)).await?;
+    standby.start("postgres").await?;
+    replica_is(&mut pipeline.control_plane, "up").await?;
+    let before = number(&replica, "SELECT count(*) FROM delivery").await?;
+    producer.accepts_more(200).await?;
+    let grows = async {
+        while number(&replica, "SELECT count(*) FROM delivery").await? <= before + 200 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, grows).await.context("the replica does not follow")??;
+    let listed = pipeline.admin.dead_letters(&pipeline.tenant, &later.id, 1).await?;
+    ensure!(listed.is_empty(), "nothing is dead yet");
+
+    pipeline.stack.fault("kill postgres").await?;
+    producer.accepts_more(200).await?;
+    ensure!(number(&new.backup_url(), "SELECT pg_promote()::int::bigint").await? == 1, "it was not promoted");
+    for role in pipeline.roles() {
+        role.ready().await?;
+    }
+    producer.accepts_more(100).await?;
+    let sent = producer.stop().await;
+    let healthy = all_delivered(&pipeline, "/ok", &sent.accepted).await?;
+    let retried = all_delivered(&pipeline, "/fail/1", &sent.accepted).await?;
+    println!(
+        "replica promoted: accepted {}, lost 0, repeats {} healthy, {} retried",
+        sent.accepted.len(),
+        healthy.repeats,
+        retried.repeats
+    );
+    // What is left is on the new one.
+    pipeline.stack.database_url = url(&new.address, "floodway");
+    pipeline.finish().await?.remove().await?;
+    standby.remove().await
+}
+
+/// Waits until health says so of the replica.
+async fn replica_is(role: &mut Role, status: &str) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let report: serde_json::Value = serde_json::from_str(&role.report().await).unwrap_or_default();
+        let components = report["components"].as_array().cloned().unwrap_or_default();
+        let is = components.iter().any(|one| one["name"] == "postgresql_replica" && one["status"] == status);
+        if is {
+            return Ok(());
+        }
+        role.runs()?;
+        ensure!(Instant::now() < end, "the replica is not {status}: {report}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn number(url: &str, sql: &str) -> Result<i64> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    tokio::select! {
+        row = client.query_one(sql, &[]) => Ok(row?.try_get(0)?),
+        ended = connection => { ended?; anyhow::bail!("the connection ended") }
+    }
+}
