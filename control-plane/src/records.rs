@@ -1,11 +1,11 @@
 //! Writing records to Kafka and waiting for their acknowledgement.
 
-use floodway_runtime::kafka::KafkaSettings;
+use floodway_runtime::{kafka::KafkaSettings, served_producer::ServedProducer};
 use rdkafka::{
     ClientConfig, ClientContext, Message,
     error::KafkaError,
     message::DeliveryResult,
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode,
 };
 use std::{sync::Arc, time::Duration};
@@ -40,7 +40,7 @@ impl ProducerContext for Acknowledgements {
 
 /// A producer for few records, each awaited. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Records(Arc<ThreadedProducer<Acknowledgements>>);
+pub(crate) struct Records(Arc<ServedProducer<Acknowledgements>>);
 
 /// A record that was handed over and not yet acknowledged.
 pub(crate) struct InFlight(oneshot::Receiver<Result<i64, KafkaError>>);
@@ -57,7 +57,7 @@ impl Records {
     }
 
     /// For what only the client itself can do.
-    pub(crate) fn producer(&self) -> &ThreadedProducer<Acknowledgements> {
+    pub(crate) fn producer(&self) -> &ServedProducer<Acknowledgements> {
         &self.0
     }
 

@@ -28,7 +28,7 @@ use std::{
 /// Longest wait for an event before the thread looks whether it is to end.
 const POLL_WAIT: Duration = Duration::from_millis(300);
 /// Milliseconds that a broker holds back an answer that says that there is nothing.
-const FETCH_WAIT_MS: &str = "250";
+const FETCH_WAIT_MS: &str = "500";
 /// Kilobytes and records of a partition that are fetched ahead: some tenths of a second of what a thread takes.
 const QUEUED_KBYTES: &str = "2048";
 const QUEUED_RECORDS: &str = "4000";

@@ -15,13 +15,16 @@ use crate::{
     outcome_record::{Settled, Unacknowledged, Untaken},
     partition::Receipt,
 };
-use floodway_runtime::kafka::{KafkaError, KafkaSettings};
+use floodway_runtime::{
+    kafka::{KafkaError, KafkaSettings},
+    served_producer::ServedProducer,
+};
 use floodway_schemas::{outcome::KIND_HEADER, topic::Topic};
 use rdkafka::{
     ClientContext, Message,
     error::{KafkaError as ClientError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext},
 };
 use std::{
     collections::VecDeque,
@@ -61,7 +64,7 @@ struct Writer {
     kafka: KafkaSettings,
     topic: String,
     /// Replaced after a fatal error of the idempotent producer.
-    producer: RwLock<Arc<ThreadedProducer<OutcomeContext>>>,
+    producer: RwLock<Arc<ServedProducer<OutcomeContext>>>,
     context: OutcomeContext,
 }
 
@@ -187,7 +190,7 @@ impl Outcomes {
 fn new_producer(
     kafka: &KafkaSettings,
     context: &OutcomeContext,
-) -> Result<ThreadedProducer<OutcomeContext>, ClientError> {
+) -> Result<ServedProducer<OutcomeContext>, ClientError> {
     kafka
         .producer()
         .set("linger.ms", LINGER_MS)
@@ -196,7 +199,7 @@ fn new_producer(
 }
 
 impl Writer {
-    fn producer(&self) -> Arc<ThreadedProducer<OutcomeContext>> {
+    fn producer(&self) -> Arc<ServedProducer<OutcomeContext>> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -12,14 +12,17 @@ use crate::{
     partition::Partitions,
 };
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
-use floodway_runtime::kafka::{KafkaError, KafkaSettings};
+use floodway_runtime::{
+    kafka::{KafkaError, KafkaSettings},
+    served_producer::ServedProducer,
+};
 use floodway_schemas::{event::CLOUDEVENTS_JSON, ids::MAX_TEXT_ID_BYTES, topic::Topic};
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
     error::KafkaError as ClientError,
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
 use std::{
@@ -40,7 +43,7 @@ const RETIRE_FLUSH: Duration = Duration::from_secs(1);
 /// How often a retiring producer is looked at, until the last request has let go of it.
 const RETIRE_WAIT: Duration = Duration::from_millis(10);
 
-type EventProducer = ThreadedProducer<Reports>;
+type EventProducer = ServedProducer<Reports>;
 
 /// Publishes events. Shared by all workers.
 pub(crate) struct Publisher {

@@ -4,14 +4,14 @@
 //! a shard looks at its batch between other work. The producer gives every record up after its message timeout, so
 //! each batch completes.
 
-use floodway_runtime::kafka::KafkaSettings;
+use floodway_runtime::{kafka::KafkaSettings, served_producer::ServedProducer};
 use floodway_schemas::topic::Topic;
 use floodway_store::retry::PendingRetry;
 use rdkafka::{
     ClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext},
 };
 use std::{
     sync::{
@@ -85,7 +85,7 @@ impl ProducerContext for Reports {
 
 /// Produces for all shards.
 pub(crate) struct Publisher {
-    producer: ThreadedProducer<Reports>,
+    producer: ServedProducer<Reports>,
     due: String,
     dead_letters: String,
 }
@@ -94,7 +94,7 @@ impl Publisher {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         use rdkafka::config::FromClientConfigAndContext;
         Ok(Self {
-            producer: ThreadedProducer::from_config_and_context(&kafka.producer(), Reports)?,
+            producer: ServedProducer::from_config_and_context(&kafka.producer(), Reports)?,
             due: kafka.topic(Topic::Due),
             dead_letters: kafka.topic(Topic::DeadLetters),
         })

@@ -1,0 +1,70 @@
+//! A producer whose delivery reports are served by a thread of its own, which sleeps while there are none.
+//!
+//! The client library's `ThreadedProducer` (rdkafka 0.39) computes with a deadline what is left of a poll's 100 ms, hands whole
+//! milliseconds of it to librdkafka, and asks again without a wait until the last one is over: a millisecond of CPU ten times a second, 1 %
+//! of a core in every process that only waits. A little more than whole milliseconds ends the poll when librdkafka's wait does.
+
+use rdkafka::{
+    ClientConfig,
+    config::FromClientConfigAndContext,
+    error::{KafkaError, KafkaResult},
+    producer::{BaseProducer, ProducerContext},
+};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// Longest wait for reports before the thread looks whether it is to end.
+const POLL_WAIT: Duration = Duration::from_millis(100);
+/// What a poll begins later than its deadline was set, and what a timer of the kernel is late: the rest is then below zero.
+const POLL_SLACK: Duration = Duration::from_micros(80);
+
+/// A [`BaseProducer`] that is polled by its own thread until it is dropped.
+pub struct ServedProducer<C: ProducerContext + 'static> {
+    producer: Arc<BaseProducer<C>>,
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<C: ProducerContext + 'static> FromClientConfigAndContext<C> for ServedProducer<C> {
+    /// # Errors
+    ///
+    /// As [`BaseProducer`], and [`KafkaError::ClientCreation`] when there is no thread to be had.
+    fn from_config_and_context(config: &ClientConfig, context: C) -> KafkaResult<Self> {
+        let producer: Arc<BaseProducer<C>> = Arc::new(config.create_with_context(context)?);
+        let ends = Arc::new(AtomicBool::new(false));
+        let (served, served_ends) = (Arc::clone(&producer), Arc::clone(&ends));
+        let thread = thread::Builder::new()
+            .name("delivery-report".to_owned())
+            .spawn(move || {
+                while !served_ends.load(Ordering::Relaxed) {
+                    served.poll(POLL_WAIT + POLL_SLACK);
+                }
+            })
+            .map_err(|error| KafkaError::ClientCreation(format!("no thread for reports: {error}")))?;
+        Ok(Self { producer, ends, thread: Some(thread) })
+    }
+}
+
+impl<C: ProducerContext + 'static> Deref for ServedProducer<C> {
+    type Target = BaseProducer<C>;
+
+    fn deref(&self) -> &BaseProducer<C> {
+        &self.producer
+    }
+}
+
+impl<C: ProducerContext + 'static> Drop for ServedProducer<C> {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that serves delivery reports panicked");
+        }
+    }
+}
