@@ -13,6 +13,7 @@ mod isolation;
 mod outcomes;
 mod receiver;
 mod selection;
+mod sources;
 mod storm;
 mod tls;
 mod world;
