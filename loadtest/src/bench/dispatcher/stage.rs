@@ -25,6 +25,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Nothing arrives any more when nothing did for so long: many times what a delivery takes.
+const QUIET: Duration = Duration::from_secs(2);
 /// Pause between two looks at what arrived.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Without anything new for so long, what is missing counts as lost: longer than anything is deferred at once.
@@ -170,7 +172,22 @@ impl Stage<'_> {
                 });
             }
         }
+        self.wait_until_quiet(group).await?;
         self.sink.forget().await
+    }
+
+    /// Waits until nothing arrives any more: what did later would stand for something that was lost.
+    async fn wait_until_quiet(&mut self, group: &str) -> Result<(), BenchError> {
+        let (mut seen, mut since) = (self.sink.group(group).await?.arrivals, Instant::now());
+        let deadline = since + STALL;
+        while since.elapsed() < QUIET && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_PAUSE).await;
+            let arrivals = self.sink.group(group).await?.arrivals;
+            if arrivals != seen {
+                (seen, since) = (arrivals, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Waits until so many different webhooks of a group have arrived, or nothing new has for a long time.
