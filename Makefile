@@ -69,6 +69,14 @@ loadtest-dispatcher: ## The same for the dispatcher: deliveries, latency, bad en
 	$(WITH_STACK) exec target/release/loadtest bench dispatcher --floodway target/release/floodway \
 	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
 
+.PHONY: loadtest-scheduler
+loadtest-scheduler: ## The same for the retry scheduler: rows stored beside a bare COPY, lateness, a start with many pending retries
+	scripts/stack prerequisites build
+	scripts/stack up
+	cargo build --release --locked --package floodway --package floodway-loadtest
+	$(WITH_STACK) exec target/release/loadtest bench scheduler --floodway target/release/floodway \
+	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
+
 .PHONY: bench
 bench: ## Run the micro-benchmarks of the hot paths, then measure ingest and the dispatcher for half an hour each
 	cargo bench --locked --package floodway-benches

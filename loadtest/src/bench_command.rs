@@ -5,7 +5,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use floodway_loadtest::{
     bench::{
         BenchError,
-        dispatcher::{self, DispatcherBench, result::DispatcherReport},
+        dispatcher::{self, DispatcherBench},
+        figures::{self, GoalReport},
         floor::{client::ClientFloor, http::HttpFloor, producer::ProducerFloor},
         html,
         ingest::IngestBench,
@@ -13,6 +14,7 @@ use floodway_loadtest::{
         markdown,
         result::{BenchReport, FORMAT},
         scenario::Profile,
+        scheduler::{self, SchedulerBench},
         sink::{Sink, certificate::acceptor},
         summary, sweep,
     },
@@ -49,14 +51,17 @@ pub(crate) enum BenchCommand {
     /// Dispatcher: throughput, CPU per delivery against a floor, latency, bad endpoints, backlogs, many subscriptions
     #[command(after_help = EXIT_CODES)]
     Dispatcher(DispatcherArgs),
+    /// Retry scheduler: rows stored per second beside a bare COPY, lateness, snapshots, a start with many pending retries
+    #[command(after_help = EXIT_CODES)]
+    Scheduler(SchedulerArgs),
     /// Be the endpoints of the dispatcher's benchmark; paths are those of `loadtest receive`, and ?group=NAME counts apart
     Sink(SinkArgs),
-    /// Make the pages of a kept report again, or of several of the dispatcher as one
+    /// Make the pages of a kept report again, or of several with goals as one
     #[command(after_help = EXIT_CODES)]
     Page(PageArgs),
 }
 
-/// What both benchmarks are told.
+/// What every benchmark is told.
 #[derive(Debug, Args)]
 struct BenchArgs {
     /// The floodway binary; default: beside this one
@@ -113,6 +118,15 @@ pub(crate) struct DispatcherArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SchedulerArgs {
+    #[command(flatten)]
+    bench: BenchArgs,
+    /// Outcomes and rows of every measurement, instead of the profile's numbers
+    #[arg(long, value_parser = clap::value_parser!(u64).range(10_000..=20_000_000))]
+    rows: Option<u64>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SinkArgs {
     /// Where to listen; 0.0.0.0 is every loopback address, and nobody from elsewhere is served
     #[arg(long, default_value = "127.0.0.1:9200")]
@@ -133,7 +147,7 @@ pub(crate) struct SinkArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PageArgs {
-    /// The report; several of the dispatcher are put together, and of a scenario that two have the later one is taken
+    /// The report; several of the dispatcher, or of the scheduler, are put together, and of a scenario that two have the later one is taken
     #[arg(value_name = "report.json", required = true)]
     reports: Vec<PathBuf>,
     /// Write the HTML page here
@@ -239,6 +253,7 @@ pub(crate) async fn bench(command: BenchCommand, stop: &CancellationToken) -> Re
     match command {
         BenchCommand::Ingest(args) => ingest(args, stop).await,
         BenchCommand::Dispatcher(args) => dispatcher(args, stop).await,
+        BenchCommand::Scheduler(args) => scheduler(args, stop).await,
         BenchCommand::Sink(args) => {
             let stop = stop.clone();
             // It has threads of its own, and blocks until they end.
@@ -339,6 +354,31 @@ async fn dispatcher(args: DispatcherArgs, stop: &CancellationToken) -> Result<Ex
     ended(&report.faults())
 }
 
+async fn scheduler(args: SchedulerArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
+    let SchedulerArgs { bench: args, rows } = args;
+    let Surroundings { site, broker_pids, kafka_data, out, .. } = Surroundings::find(&args, "scheduler")?;
+    let bench = SchedulerBench {
+        site,
+        profile: args.profile,
+        rows,
+        only: args.scenarios,
+        broker_pids,
+        kafka_data,
+        began: now(),
+    };
+    let mut live = LiveLine::on_stderr();
+    let result = Box::pin(bench.run(&mut live, stop)).await;
+    live.clear();
+    let report = result.map_err(failure)?;
+    let document = scheduler::page::document(&report);
+    report::print(&document.terminal()).map_err(Failure::failed)?;
+    write_report(&out, &json(&report)?, &document.html(&report.about))?;
+    if let Some(path) = &args.markdown {
+        write_markdown(path, &json(&report)?, |json| document.markdown(&report.about, json))?;
+    }
+    ended(&report.faults())
+}
+
 /// A benchmark with faults has failed.
 fn ended(faults: &[String]) -> Result<ExitCode, Failure> {
     if faults.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::failed(faults.join("\n  "))) }
@@ -371,18 +411,19 @@ fn page(args: &PageArgs) -> Result<ExitCode, Failure> {
             let markdown = |json: &str| markdown::page(&report, json);
             write_pages(args, &json(&report)?, &html::page(&report), markdown, &summary::terminal(&report))
         }
-        AnyReport::Dispatcher(mut report) => {
+        AnyReport::WithGoals(mut report) => {
             for other in reports {
                 match other? {
-                    AnyReport::Dispatcher(other) => report.merge(other),
-                    AnyReport::Ingest(_) => {
-                        return Err(Failure::usage(
-                            "reports of ingest and of the dispatcher have no common page",
-                        ));
+                    AnyReport::WithGoals(other) if other.about.subject == report.about.subject => {
+                        report.merge(other);
                     }
+                    _ => return Err(Failure::usage("reports of different subjects have no common page")),
                 }
             }
-            let document = dispatcher::page::document(&report);
+            let document = match report.about.subject.as_str() {
+                scheduler::SUBJECT => scheduler::page::document(&report),
+                _ => dispatcher::page::document(&report),
+            };
             let markdown = |json: &str| document.markdown(&report.about, json);
             write_pages(args, &json(&report)?, &document.html(&report.about), markdown, &document.terminal())
         }
@@ -392,7 +433,7 @@ fn page(args: &PageArgs) -> Result<ExitCode, Failure> {
 /// A kept report.
 enum AnyReport {
     Ingest(BenchReport),
-    Dispatcher(DispatcherReport),
+    WithGoals(GoalReport),
 }
 
 fn read(path: &Path) -> Result<AnyReport, Failure> {
@@ -403,13 +444,13 @@ fn read(path: &Path) -> Result<AnyReport, Failure> {
     }
     let text = fs::read_to_string(path).map_err(|error| unusable(path, error))?;
     let Kind { format, subject } = serde_json::from_str(&text).map_err(|error| failure(error.into()))?;
-    let of_dispatcher = subject == "dispatcher";
-    let known = if of_dispatcher { dispatcher::result::FORMAT } else { FORMAT };
+    let has_goals = subject == "dispatcher" || subject == scheduler::SUBJECT;
+    let known = if has_goals { figures::FORMAT } else { FORMAT };
     if format != known {
         return Err(Failure::usage(format!("the report has format {format}, this program reads {known}")));
     }
-    let report = match of_dispatcher {
-        true => serde_json::from_str(&text).map(AnyReport::Dispatcher),
+    let report = match has_goals {
+        true => serde_json::from_str(&text).map(AnyReport::WithGoals),
         false => serde_json::from_str(&text).map(AnyReport::Ingest),
     };
     report.map_err(|error| failure(error.into()))

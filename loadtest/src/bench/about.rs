@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct About {
     /// Version of the report's format. A reader refuses another one.
     pub format: u32,
-    /// What was measured: `ingest` or `dispatcher`.
+    /// What was measured: `ingest`, `dispatcher` or `scheduler`.
     pub subject: String,
     /// How thoroughly.
     pub profile: Profile,

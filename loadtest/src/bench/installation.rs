@@ -93,6 +93,17 @@ pub struct Target {
     pub postgres: String,
 }
 
+/// Topics and tables on which roles can be started.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// What the names of its topics start with.
+    pub prefix: String,
+    /// How its database is reached.
+    pub database_url: String,
+    /// Version of PostgreSQL.
+    pub postgres: String,
+}
+
 impl Target {
     /// The topic of events.
     pub fn events_topic(&self) -> String {
@@ -128,36 +139,51 @@ impl Installation {
         }
     }
 
+    /// Creates topics and tables, and starts nothing.
+    ///
+    /// # Errors
+    /// When a server does not do its part.
+    pub async fn lay(&mut self, partitions: i32) -> Result<Ground, BenchError> {
+        let name = format!("floodway_{}", self.prefix.trim_end_matches('-').replace('-', "_"));
+        let database = Database::create(&self.site.database_url, &name).await?;
+        let ground = Ground {
+            prefix: self.prefix.clone(),
+            database_url: database.url.clone(),
+            postgres: database.version.clone(),
+        };
+        let own = [
+            ("FLOODWAY_KAFKA_BROKERS", self.site.brokers.clone()),
+            ("FLOODWAY_DATABASE_URL", database.url.clone()),
+            ("FLOODWAY_TOPIC_PREFIX", self.prefix.clone()),
+            ("FLOODWAY_LOG", "warn".to_owned()),
+        ];
+        self.variables.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        self.database = Some(database);
+        let partitions = partitions.to_string();
+        let apply = ["topics", "apply", "--dev", "--replication", "1", "--partitions", &partitions];
+        self.prepare(&apply).await?;
+        self.prepare(&["migrate"]).await?;
+        Ok(ground)
+    }
+
     /// Creates topics and tables, starts the control plane and ingest, and returns once ingest accepts events.
     ///
     /// # Errors
     /// When a server or a role does not do its part.
     pub async fn start(&mut self, topics: &Topics, retention: Retention) -> Result<Target, BenchError> {
-        let name = format!("floodway_{}", self.prefix.trim_end_matches('-').replace('-', "_"));
-        let database = Database::create(&self.site.database_url, &name).await?;
-        let postgres = database.version.clone();
         let [ingest, control_plane] = free_ports()?;
         let admin_key = format!("bench_admin_{:032x}", rand::random::<u128>());
         let own = [
-            ("FLOODWAY_KAFKA_BROKERS", self.site.brokers.clone()),
-            ("FLOODWAY_DATABASE_URL", database.url.clone()),
-            ("FLOODWAY_TOPIC_PREFIX", self.prefix.clone()),
             ("FLOODWAY_SEALING_KEY", format!("{SEALING_KEY_ID}:{}", STANDARD.encode(self.sealing_key))),
             ("FLOODWAY_CONTROL_PLANE__ADMIN_KEY", admin_key.clone()),
             ("FLOODWAY_CONTROL_PLANE__ALLOWED_NETWORKS", LOOPBACK.to_owned()),
             ("FLOODWAY_DISPATCHER__ALLOWED_NETWORKS", LOOPBACK.to_owned()),
             ("FLOODWAY_INGEST__LISTEN", ingest.to_string()),
             ("FLOODWAY_CONTROL_PLANE__LISTEN", control_plane.to_string()),
-            ("FLOODWAY_LOG", "warn".to_owned()),
         ];
         self.variables.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        self.database = Some(database);
-
-        let partitions = PARTITIONS.to_string();
-        let apply = ["topics", "apply", "--dev", "--replication", "1", "--partitions", &partitions];
-        self.prepare(&apply).await?;
+        let Ground { postgres, .. } = self.lay(PARTITIONS).await?;
         topics.keep(&format!("{}events", self.prefix), retention).await?;
-        self.prepare(&["migrate"]).await?;
         self.start_role("control-plane").await?;
         let ingest_pid = self.start_role("ingest").await?;
 

@@ -109,6 +109,11 @@ impl Reading {
         })
     }
 
+    /// CPU time, in microseconds.
+    pub fn cpu_micros(&self) -> u64 {
+        self.user_micros + self.system_micros
+    }
+
     fn plus(self, other: Self) -> Self {
         Self {
             user_micros: self.user_micros + other.user_micros,

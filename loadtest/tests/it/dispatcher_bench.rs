@@ -1,6 +1,6 @@
 //! The benchmark of the dispatcher as a command, against real servers and the binary beside this one, with few events.
 
-use floodway_loadtest::bench::dispatcher::result::DispatcherReport;
+use floodway_loadtest::bench::figures::GoalReport;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -36,7 +36,7 @@ fn a_short_benchmark_delivers_every_event_and_holds_figures_against_goals() {
     );
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let kept = out.join("report.json");
-    let report: DispatcherReport = serde_json::from_str(&fs::read_to_string(&kept).unwrap()).unwrap();
+    let report: GoalReport = serde_json::from_str(&fs::read_to_string(&kept).unwrap()).unwrap();
     let names: Vec<&str> = report.scenarios.iter().map(|found| found.name.as_str()).collect();
     assert_eq!(names, ["saturation", "latency-300"]);
     let accounts: Vec<_> = report.scenarios.iter().flat_map(|found| &found.accounts).collect();

@@ -9,4 +9,5 @@ mod fake_floodway;
 mod http;
 mod load;
 mod receiver;
+mod scheduler_bench;
 mod sender;

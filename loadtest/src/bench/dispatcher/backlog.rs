@@ -3,13 +3,13 @@
 
 use super::{
     endpoints::subscribe,
-    result::{Figure, Found, Goal, Unit},
     scenario::Scenario,
     stage::{Sent, Stage},
 };
 use crate::{
     bench::{
         BenchError,
+        figures::{Figure, Found, Goal, Unit},
         installation::wait_until_accepting,
         process::{Sampler, Subject},
         topics::Growth,

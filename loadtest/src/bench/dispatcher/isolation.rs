@@ -3,12 +3,15 @@
 use super::{
     endpoints::{numbered, subscribe},
     latency::sent_in,
-    result::{Account, Figure, Found, Goal, Unit},
     scenario::{BAD_SHARE, Badness, ISOLATION_RATE, MANY_ENDPOINTS, Scenario},
     stage::{Stage, latency_figures, per_delivery},
 };
 use crate::{
-    bench::{BenchError, installation::free_ports},
+    bench::{
+        BenchError,
+        figures::{Account, Figure, Found, Goal, Unit},
+        installation::free_ports,
+    },
     load::{self, Arrival, Length, Progress, Quantiles},
 };
 use socket2::{Domain, Socket, Type};

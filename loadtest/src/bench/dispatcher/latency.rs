@@ -3,13 +3,13 @@
 
 use super::{
     endpoints::subscribe,
-    result::{Figure, Found, Goal, Unit},
     scenario::Scenario,
     stage::{Sent, Stage, latency_figures, per_delivery},
 };
 use crate::{
     bench::{
         BenchError,
+        figures::{Figure, Found, Goal, Unit},
         process::{Sampler, Subject},
         result::Run,
     },

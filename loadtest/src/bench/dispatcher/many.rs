@@ -4,12 +4,15 @@ use super::{
     config_records::{self, Wanted},
     endpoints::{numbered, subscribe},
     latency::sent_in,
-    result::{Figure, Found, Goal, Unit},
     scenario::Scenario,
     stage::{Stage, latency_figures, per_delivery},
 };
 use crate::{
-    bench::{BenchError, process::Reading},
+    bench::{
+        BenchError,
+        figures::{Figure, Found, Goal, Unit},
+        process::Reading,
+    },
     load::{Arrival, Length},
     report::count,
 };

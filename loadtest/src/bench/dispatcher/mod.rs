@@ -8,14 +8,12 @@ mod isolation;
 mod latency;
 mod many;
 pub mod page;
-pub mod result;
 mod saturation;
 pub mod scenario;
 mod stage;
 
 use self::{
     endpoints::SinkProcess,
-    result::{DispatcherReport, FORMAT, Found},
     scenario::{Badness, Question, SCENARIOS, Scenario, Timing},
     stage::Stage,
 };
@@ -23,6 +21,8 @@ use super::{
     BenchError,
     about::About,
     disk::{self, Room, Volume},
+    figures::{FORMAT, Found, GoalReport},
+    goals,
     ingest::DATA_BYTES,
     installation::{Installation, Site},
     machine::{Conditions, Machine, Software},
@@ -30,7 +30,7 @@ use super::{
     sink::certificate::CertificateFiles,
     topics::{Retention, Topics},
 };
-use crate::{file_error::FileError, live_line::LiveLine, report::duration};
+use crate::{file_error::FileError, live_line::LiveLine};
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -73,11 +73,7 @@ impl DispatcherBench {
     ///
     /// # Errors
     /// When it cannot be carried through; what was created is gone all the same.
-    pub async fn run(
-        &self,
-        live: &mut LiveLine,
-        stop: &CancellationToken,
-    ) -> Result<DispatcherReport, BenchError> {
+    pub async fn run(&self, live: &mut LiveLine, stop: &CancellationToken) -> Result<GoalReport, BenchError> {
         let begun = Instant::now();
         let scenarios = choose(&SCENARIOS, |scenario| scenario.name, &self.only)?;
         let timing = self.timing();
@@ -138,7 +134,7 @@ impl DispatcherBench {
         Ok(())
     }
 
-    fn report(&self) -> DispatcherReport {
+    fn report(&self) -> GoalReport {
         let mut remarks = Vec::new();
         if self.broker_pids.is_empty() {
             remarks.push("What Kafka used is not known: name its processes with --broker-pid.".to_owned());
@@ -159,7 +155,7 @@ impl DispatcherBench {
             conditions: Conditions::now(PLACEMENT, self.kafka_data.as_deref()),
             remarks,
         };
-        DispatcherReport { about, scenarios: Vec::new() }
+        GoalReport { about, scenarios: Vec::new() }
     }
 
     /// Starts an installation, and runs scenarios in it.
@@ -171,7 +167,7 @@ impl DispatcherBench {
         installation: &mut Installation,
         topics: &Topics,
         sink: &SinkProcess,
-        report: &mut DispatcherReport,
+        report: &mut GoalReport,
         live: &mut LiveLine,
     ) -> Result<(), BenchError> {
         let names = scenarios.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ");
@@ -245,12 +241,7 @@ fn named(
 }
 
 /// Adds what was found to the report, and shows it.
-fn keep(report: &mut DispatcherReport, live: &LiveLine, found: Found) {
-    live.note(&format!("  {}", page::in_short(&found)));
+fn keep(report: &mut GoalReport, live: &LiveLine, found: Found) {
+    live.note(&format!("  {}", goals::in_short(&found)));
     report.scenarios.push(found);
-}
-
-/// Microseconds for people.
-fn time(micros: f64) -> String {
-    duration(Duration::from_micros(micros as u64))
 }

@@ -1,26 +1,22 @@
 //! What a report of the dispatcher says: every figure beside its goal, met or missed.
 
-use super::{
-    result::{DispatcherReport, Figure, Found, Goal, Unit},
-    time,
-};
 use crate::{
     bench::{
         document::{Block, Document},
+        figures::{Account, GoalReport},
+        goals::{figures, goals, goals_sentence, text},
         summary::Rows,
     },
-    report::{bytes, count},
+    report::count,
 };
 
-/// For cells without a figure.
-const NONE: &str = "–";
 /// How the tables are read.
 const READING: &str = "Of several runs the one in the middle is told, with the lowest and the highest behind it. Latency is from \
     the instant at which a request was due at ingest until its webhook had been read by the sink; it contains ingest's part. CPU \
     time is that of all threads of the dispatcher, inside and outside the kernel, while its outcomes are produced and acknowledged.";
 
 /// The report as a document.
-pub fn document(report: &DispatcherReport) -> Document {
+pub fn document(report: &GoalReport) -> Document {
     let mut blocks = vec![
         Block::Cards(cards(report)),
         Block::Heading("Limits".to_owned()),
@@ -41,62 +37,7 @@ pub fn document(report: &DispatcherReport) -> Document {
     Document { subject: "dispatcher".to_owned(), blocks }
 }
 
-/// One line for the terminal as soon as a scenario has ended.
-pub fn in_short(found: &Found) -> String {
-    if let Some(reason) = &found.failed {
-        return format!("{}: failed: {reason}", found.name);
-    }
-    let goals = found.figures.iter().filter(|figure| figure.goal.is_some());
-    let mut parts: Vec<String> = goals.map(|figure| format!("{} {}", figure.name, value(figure))).collect();
-    if parts.is_empty() {
-        parts =
-            found.figures.iter().take(3).map(|figure| format!("{} {}", figure.name, value(figure))).collect();
-    }
-    let lost: u64 = found.accounts.iter().map(super::result::Account::lost).sum();
-    if lost > 0 {
-        parts.push(format!("LOST {}", count(lost)));
-    }
-    format!("{}: {}", found.name, parts.join(", "))
-}
-
-fn goals(report: &DispatcherReport) -> Rows {
-    let row = |scenario: &Found, figure: &Figure| {
-        let goal = figure.goal?;
-        Some(vec![
-            scenario.name.clone(),
-            figure.name.clone(),
-            value(figure),
-            goal_text(figure.unit, goal),
-            if figure.is_met()? { "met".to_owned() } else { "MISSED".to_owned() },
-        ])
-    };
-    let of = |scenario: &Found| -> Vec<Vec<String>> {
-        scenario.figures.iter().filter_map(|figure| row(scenario, figure)).collect()
-    };
-    let header = vec!["scenario", "figure", "measured", "goal", ""];
-    Rows { header, rows: report.scenarios.iter().flat_map(of).collect() }
-}
-
-fn goals_sentence(report: &DispatcherReport) -> String {
-    let figures = || report.scenarios.iter().flat_map(|scenario| &scenario.figures);
-    let all = figures().filter_map(Figure::is_met).count();
-    let met = figures().filter_map(Figure::is_met).filter(|met| *met).count();
-    format!("{met} of {all} goals are met.")
-}
-
-fn figures(scenario: &Found) -> Rows {
-    let row = |figure: &Figure| {
-        let spread = figure.spread().map_or(NONE.to_owned(), |(lowest, highest)| {
-            format!("{} to {}", text(figure.unit, lowest), text(figure.unit, highest))
-        });
-        let goal = figure.goal.map_or(NONE.to_owned(), |goal| goal_text(figure.unit, goal));
-        vec![figure.name.clone(), value(figure), spread, figure.values.len().to_string(), goal]
-    };
-    let header = vec!["figure", "measured", "runs from … to", "runs", "goal"];
-    Rows { header, rows: scenario.figures.iter().map(row).collect() }
-}
-
-fn accounts(report: &DispatcherReport) -> Rows {
+fn accounts(report: &GoalReport) -> Rows {
     let mut rows = Vec::new();
     for scenario in &report.scenarios {
         for account in &scenario.accounts {
@@ -116,7 +57,7 @@ fn accounts(report: &DispatcherReport) -> Rows {
     Rows { header, rows }
 }
 
-fn limits(report: &DispatcherReport) -> Vec<String> {
+fn limits(report: &GoalReport) -> Vec<String> {
     let about = &report.about;
     let mut limits = vec![
         format!(
@@ -143,13 +84,12 @@ fn limits(report: &DispatcherReport) -> Vec<String> {
     limits
 }
 
-fn cards(report: &DispatcherReport) -> Vec<(String, String)> {
+fn cards(report: &GoalReport) -> Vec<(String, String)> {
     let figure = |scenario: &str, name: &str, what: &str| {
         let found = report.scenarios.iter().find(|found| found.name == scenario)?;
         Some((text(found.figure(name)?.unit, found.figure(name)?.median()?), what.to_owned()))
     };
-    let lost: u64 =
-        report.scenarios.iter().flat_map(|found| &found.accounts).map(super::result::Account::lost).sum();
+    let lost: u64 = report.scenarios.iter().flat_map(|found| &found.accounts).map(Account::lost).sum();
     let acknowledged: u64 =
         report.scenarios.iter().flat_map(|found| &found.accounts).map(|account| account.acknowledged).sum();
     let mut cards: Vec<(String, String)> = [
@@ -165,53 +105,12 @@ fn cards(report: &DispatcherReport) -> Vec<(String, String)> {
     cards
 }
 
-fn value(figure: &Figure) -> String {
-    figure.median().map_or(NONE.to_owned(), |value| text(figure.unit, value))
-}
-
-fn goal_text(unit: Unit, goal: Goal) -> String {
-    match goal {
-        Goal::AtLeast(least) => format!("≥ {}", text(unit, least)),
-        Goal::AtMost(most) => format!("≤ {}", text(unit, most)),
-    }
-}
-
-fn text(unit: Unit, value: f64) -> String {
-    match unit {
-        Unit::PerSecond | Unit::Count => count(value as u64),
-        Unit::CpuMicros => format!("{value:.1} µs"),
-        Unit::Micros => time(value),
-        Unit::Bytes => bytes(value as u64),
-        Unit::Percent => format!("{value:.2} %"),
-        Unit::Times => format!("{value:.2}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn report() -> DispatcherReport {
+    fn report() -> GoalReport {
         serde_json::from_str(include_str!("../../../tests/fixtures/dispatcher-report.json")).unwrap()
-    }
-
-    #[test]
-    fn a_goal_that_is_missed_reads_as_missed() {
-        let mut report = report();
-        report.scenarios = vec![Found {
-            name: "s".to_owned(),
-            figures: vec![
-                Figure::new("rate", Unit::PerSecond, 14_999.0).goal(Goal::AtLeast(15_000.0)),
-                Figure::new("cost", Unit::CpuMicros, 29.0).goal(Goal::AtMost(30.0)),
-                Figure::new("size", Unit::Bytes, 29.0),
-            ],
-            ..Found::default()
-        }];
-        let rows = goals(&report).rows;
-        assert_eq!(rows.len(), 2);
-        assert_eq!(rows[0][2..], ["14,999", "≥ 15,000", "MISSED"]);
-        assert_eq!(rows[1][2..], ["29.0 µs", "≤ 30.0 µs", "met"]);
-        assert_eq!(goals_sentence(&report), "1 of 2 goals are met.");
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use super::{
     endpoints::{numbered, subscribe},
-    result::{Figure, Found, Goal, Unit, together},
     scenario::Scenario,
     stage::{Arrived, Sent, Stage, doubt, per_delivery},
 };
 use crate::{
     bench::{
         BenchError,
+        figures::{Figure, Found, Goal, Unit, together},
         floor::{client::ClientFigures, run_floor},
         ingest::DATA_BYTES,
         process::{Sampler, Subject},

@@ -1,14 +1,10 @@
 //! What every scenario works with: an installation, a sink, and ways to send, to wait and to look.
 
-use super::{
-    DispatcherBench,
-    endpoints::SinkProcess,
-    result::{Account, Figure, Unit},
-    scenario::Timing,
-};
+use super::{DispatcherBench, endpoints::SinkProcess, scenario::Timing};
 use crate::{
     bench::{
         BenchError,
+        figures::{Account, Figure, Unit},
         ingest::DATA_BYTES,
         installation::{Installation, Target},
         measure::Observer,

@@ -1,14 +1,14 @@
-//! The figures of a benchmark of the dispatcher, as `report.json` has them, each with its goal.
+//! The figures of a benchmark with goals, of the dispatcher or of the retry scheduler, as `report.json` has them.
 
-use crate::bench::about::About;
+use super::about::About;
 use serde::{Deserialize, Serialize};
 
 /// Version of the format. A reader refuses another one.
 pub const FORMAT: u32 = 1;
 
-/// Everything about one benchmark of the dispatcher.
+/// Everything about one such benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DispatcherReport {
+pub struct GoalReport {
     /// Circumstances.
     #[serde(flatten)]
     pub about: About,
@@ -155,7 +155,7 @@ impl Found {
     }
 }
 
-impl DispatcherReport {
+impl GoalReport {
     /// What a benchmark cannot end with: figures that are missing, events that are lost.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -230,8 +230,8 @@ mod tests {
         };
         assert_eq!((account(5, 3, 9).lost(), account(5, 6, 0).lost()), (2, 0));
         let found = |account| Found { name: "s".to_owned(), accounts: vec![account], ..Found::default() };
-        let mut report: DispatcherReport =
-            serde_json::from_str(include_str!("../../../tests/fixtures/dispatcher-report.json")).unwrap();
+        let mut report: GoalReport =
+            serde_json::from_str(include_str!("../../tests/fixtures/dispatcher-report.json")).unwrap();
         assert_eq!(report.faults(), Vec::<String>::new());
         report.scenarios = vec![found(account(5, 5, 9))];
         assert_eq!(report.faults(), Vec::<String>::new());
@@ -242,8 +242,8 @@ mod tests {
 
     #[test]
     fn a_merged_report_has_each_scenario_once() {
-        let report: DispatcherReport =
-            serde_json::from_str(include_str!("../../../tests/fixtures/dispatcher-report.json")).unwrap();
+        let report: GoalReport =
+            serde_json::from_str(include_str!("../../tests/fixtures/dispatcher-report.json")).unwrap();
         let mut merged = report.clone();
         let mut other = report.clone();
         other.scenarios[0].title = "later".to_owned();
