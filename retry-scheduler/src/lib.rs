@@ -6,6 +6,7 @@
 //! is due; `pending` what is in memory and what is in the table;
 //! `leases` what becomes of deliveries in doubt; `maintain` keeps the partitions.
 
+mod ahead;
 mod batch;
 mod circuit;
 mod clamp;

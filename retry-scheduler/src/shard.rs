@@ -1,10 +1,11 @@
 //! One shard: a partition of `outcomes`, the rows it became, and the thread that owns both.
 //!
-//! A single thread does everything for a shard, one thing at a time, so ingest, prefetch and cursor need no agreement:
+//! A shard's thread does one thing at a time, so ingest, prefetch and cursor need no agreement:
 //!
 //! 1. **Ingest.** Outcomes are read into a batch until it is full or a moment old.
 //! 2. **Commit.** Its dead letters are produced and acknowledged, then one transaction moves `next_offset` and stores
-//!    every row. Either both happen or neither. Rows due soon also go into memory.
+//!    every row. Either both happen or neither. Rows due soon also go into memory. The next batch is read meanwhile, see
+//!    [`crate::ahead`].
 //! 3. **Fire.** Rows that are due are produced to `due`, to the partition of the shard's number. Their `retry_key` is
 //!    (shard, offset of the outcome), so a retry that is produced twice is recognised.
 //! 4. **Move the cursor** past what was acknowledged; on an idle shard, past the time in which nothing was due.
@@ -25,6 +26,7 @@
 //! back (see [`crate::circuit`]); then each asks for its shard's row until it gets it, compares it with what it believes, and goes on or starts over.
 
 use crate::{
+    ahead::{Ahead, Seen, while_reading},
     batch::{self, Batch, Letters},
     circuit::{Circuit, Turn},
     clamp::DbClock,
@@ -81,6 +83,9 @@ const PAGE_BYTES: i64 = 8 << 20;
 /// Waits between tries while a dependency is away.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// Why a shard starts over whose next record is gone.
+const OUT_OF_RANGE: &str = "its next offset left the log";
 
 /// What every shard of the process uses.
 pub(crate) struct Shared {
@@ -241,7 +246,9 @@ struct Owner<'s> {
     stall: StallWatch,
     /// Whether the last look at the log found nothing more.
     caught_up: bool,
-    /// Closed, in order; nothing is read while there are any.
+    /// Whether the place to read from left the log, as reading ahead found.
+    left_log: bool,
+    /// Closed, in order. While one is being stored the open batch is filled; while one waits nothing is read.
     closed: VecDeque<Batch>,
     /// Whether the commit of the first closed batch was sent.
     commit_sent: bool,
@@ -283,6 +290,7 @@ impl<'s> Owner<'s> {
             ),
             stall: StallWatch::new(row.next_offset, Instant::now()),
             caught_up: false,
+            left_log: false,
             closed: VecDeque::new(),
             commit_sent: false,
             commit_after: None,
@@ -340,6 +348,9 @@ impl<'s> Owner<'s> {
     fn ingest(&mut self) -> Result<(), Trouble> {
         let mut now = Instant::now();
         let wake = self.next_wake(now);
+        if self.left_log {
+            return Err(Trouble::StartOver(OUT_OF_RANGE));
+        }
         if !self.closed.is_empty() {
             // A batch waits for its dead letters, or for a partition: what else is due goes on meanwhile.
             self.stop.wait(wake.saturating_duration_since(now).min(ACK_INTERVAL));
@@ -361,7 +372,7 @@ impl<'s> Owner<'s> {
                     self.stall.reached_end();
                     self.has_read_up_to(i64::MAX);
                 }
-                Polled::OutOfRange => return Err(Trouble::StartOver("its next offset left the log")),
+                Polled::OutOfRange => return Err(Trouble::StartOver(OUT_OF_RANGE)),
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
@@ -496,24 +507,48 @@ impl<'s> Owner<'s> {
         let Some(first) = self.closed.front_mut() else { return Ok(()) };
         let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
         let (clock, commit_sent, floor) = (&mut self.clock, &mut self.commit_sent, self.pending.floor());
+        // A shard that has caught up has nothing to read meanwhile.
+        let ahead = (!self.caught_up).then_some(Ahead {
+            shared,
+            reader: &self.reader,
+            intake: &mut self.intake,
+            stall: &mut self.stall,
+        });
         let sent_at = Instant::now();
-        call(shared, async {
-            let mut client = shared.pool.get().await?;
-            let transaction = retry::begin(&mut client, shard, epoch, first.from, first.to).await?;
-            *clock = DbClock::new(transaction.db_now, Instant::now());
-            let floor = floor.max(transaction.cursor);
-            batch::place(&mut first.entries, transaction.db_now, floor, shared.settings.limits());
-            let rows = batch::rows(&first.entries);
-            transaction.add_retries(shard, &rows.retries).await?;
-            transaction.add_deliveries(shard, &rows.deliveries).await?;
-            transaction.add_dead_letters(shard, &rows.dead_letters).await?;
-            transaction.add_counts(&rows.counts.iter().collect::<Vec<_>>()).await?;
-            *commit_sent = true;
-            transaction.commit().await
-        })?;
+        let store = || {
+            call(shared, async {
+                let mut client = shared.pool.get().await?;
+                let transaction = retry::begin(&mut client, shard, epoch, first.from, first.to).await?;
+                *clock = DbClock::new(transaction.db_now, Instant::now());
+                let floor = floor.max(transaction.cursor);
+                batch::place(&mut first.entries, transaction.db_now, floor, shared.settings.limits());
+                let rows = batch::rows(&first.entries);
+                transaction.add_retries(shard, &rows.retries).await?;
+                transaction.add_deliveries(shard, &rows.deliveries).await?;
+                transaction.add_dead_letters(shard, &rows.dead_letters).await?;
+                transaction.add_counts(&rows.counts.iter().collect::<Vec<_>>()).await?;
+                *commit_sent = true;
+                transaction.commit().await
+            })
+        };
+        let (stored, seen) = while_reading(ahead, store);
+        self.note(seen);
+        stored?;
         self.fenced_at = sent_at;
         shared.metrics.transaction_seconds.record(sent_at.elapsed());
         Ok(())
+    }
+
+    /// What reading ahead found.
+    fn note(&mut self, seen: Seen) {
+        match seen {
+            Seen::NotAsked => {}
+            Seen::OutOfRange => self.left_log = true,
+            Seen::UpTo { next, caught_up } => {
+                self.caught_up = caught_up;
+                self.has_read_up_to(next);
+            }
+        }
     }
 
     /// The first closed batch is in the database: what is due soon goes into memory.

@@ -7,6 +7,7 @@
 mod address;
 pub mod advisory;
 pub mod api_keys;
+mod copy;
 pub mod count_levels;
 pub mod counts;
 pub mod dead_letters;

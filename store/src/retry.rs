@@ -7,17 +7,14 @@
 
 use crate::{
     DbInstant, Error,
+    copy::CopyWriter,
     dead_letters::{self, NewDeadLetter},
     deliveries::{self, CountDelta, NewDelivery},
     pool::{Client, LIMITS, TRANSACTION_TIMEOUT},
 };
 use deadpool_postgres::Transaction;
-use std::pin::pin;
 use thiserror::Error as ThisError;
-use tokio_postgres::{
-    binary_copy::BinaryCopyInWriter,
-    types::{ToSql, Type},
-};
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 /// A place in the order in which a shard's retries fall due.
@@ -397,20 +394,16 @@ impl Batch<'_> {
         sql: &str,
         types: &[Type],
         rows: &[&T],
-        write: impl AsyncFn(std::pin::Pin<&mut BinaryCopyInWriter>, &T) -> Result<(), tokio_postgres::Error>,
+        write: impl AsyncFn(&mut CopyWriter<'_>, &T) -> Result<(), WriteError>,
     ) -> Result<(), WriteError> {
         if rows.is_empty() {
             return Ok(());
         }
-        // Not kept: a named statement must not outlive its transaction where a pooler hands the session on.
-        let statement = self.transaction.prepare(sql).await?;
-        let sink = self.transaction.copy_in(&statement).await?;
-        let mut writer = pin!(BinaryCopyInWriter::new(sink, types));
+        let mut writer = CopyWriter::begin(&self.transaction, sql, types).await?;
         for row in rows {
-            write(writer.as_mut(), row).await?;
+            write(&mut writer, row).await?;
         }
-        writer.finish().await?;
-        Ok(())
+        writer.finish().await
     }
 }
 
