@@ -27,10 +27,10 @@ use floodway_schemas::{
 use floodway_store::{
     DbInstant,
     dead_letters::NewDeadLetter,
-    deliveries::NewDelivery,
+    deliveries::{JsonText, NewDelivery},
     retry::{NewRetry, Position},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -150,7 +150,8 @@ impl Poison {
 /// The reason, for a record that does not even name its delivery.
 pub(crate) fn read(key: RetryKey, offset: i64, value: &[u8], record_ms: Option<i64>) -> Result<Read, Poison> {
     let outcome = decode(value)?;
-    let fingerprint = Fingerprint::of(&outcome);
+    let delivery_print = Fingerprint::of_delivery(&outcome);
+    let fingerprint = delivery_print.with_kind(&outcome, outcome.kind);
     let mut entry = Entry {
         offset,
         voids: None,
@@ -185,23 +186,23 @@ pub(crate) fn read(key: RetryKey, offset: i64, value: &[u8], record_ms: Option<i
             Some(poison)
         }
     };
-    let (delivery, doubt, is_final) =
-        (Fingerprint::of_delivery(&outcome), doubt(&outcome), outcome.kind.is_final());
-    Ok(Read { fingerprint, delivery, doubt, is_final, entry, poison })
+    let (doubt, is_final) = (doubt(&outcome, delivery_print), outcome.kind.is_final());
+    Ok(Read { fingerprint, delivery: delivery_print, doubt, is_final, entry, poison })
 }
 
 /// What is remembered of a record that was handled earlier; `None` for one that cannot be used.
 pub(crate) fn remember(value: &[u8]) -> Option<(Fingerprint, Fingerprint, Doubt)> {
     let outcome = decode(value).ok()?;
-    Some((Fingerprint::of(&outcome), Fingerprint::of_delivery(&outcome), doubt(&outcome)))
+    let delivery = Fingerprint::of_delivery(&outcome);
+    Some((delivery.with_kind(&outcome, outcome.kind), delivery, doubt(&outcome, delivery)))
 }
 
-fn doubt(outcome: &Outcome<'_>) -> Doubt {
+fn doubt(outcome: &Outcome<'_>, delivery: Fingerprint) -> Doubt {
     if outcome.kind != OutcomeKind::InDoubt {
         return Doubt::Ends;
     }
     let others = OutcomeKind::ALL.into_iter().filter(|&kind| kind != OutcomeKind::InDoubt);
-    Doubt::Begins(others.map(|kind| Fingerprint::with_kind(outcome, kind)).collect())
+    Doubt::Begins(others.map(|kind| delivery.with_kind(outcome, kind)).collect())
 }
 
 fn decode(value: &[u8]) -> Result<Outcome<'_>, Poison> {
@@ -366,15 +367,24 @@ fn delivery(outcome: &Outcome<'_>, id: i64) -> NewDelivery {
 }
 
 /// As the database takes it: its `jsonb` cannot hold NUL either.
-fn exchange(exchange: &Exchange) -> Option<Value> {
-    let mut exchange = exchange.clone();
+fn exchange(exchange: &Exchange) -> Option<JsonText> {
+    let Exchange { request_headers, response_headers, address, .. } = exchange;
+    let headers = request_headers.iter().chain(response_headers);
+    let mut texts = headers.flat_map(|header| [&header.name, &header.value]).chain(address);
+    if texts.any(|text| text.contains('\0')) {
+        return JsonText::of(&without_nul(exchange.clone()));
+    }
+    JsonText::of(exchange)
+}
+
+fn without_nul(mut exchange: Exchange) -> Exchange {
     let Exchange { request_headers, response_headers, address, .. } = &mut exchange;
     let texts = request_headers
         .iter_mut()
         .chain(response_headers)
         .flat_map(|header| [&mut header.name, &mut header.value]);
     texts.chain(address).for_each(|text| text.retain(|char| char != '\0'));
-    serde_json::to_value(exchange).ok()
+    exchange
 }
 
 fn bounded(number: u32) -> i32 {

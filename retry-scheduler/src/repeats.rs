@@ -16,6 +16,8 @@ use floodway_schemas::outcome::{Cause, Outcome, OutcomeKind};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
+    fmt::{self, Write},
+    hash::{BuildHasherDefault, Hasher},
     time::Duration,
 };
 
@@ -24,32 +26,52 @@ use std::{
 pub(crate) struct Fingerprint(u128);
 
 impl Fingerprint {
-    /// The fingerprint of an outcome.
-    pub(crate) fn of(outcome: &Outcome<'_>) -> Self {
-        Self::with_kind(outcome, outcome.kind)
-    }
-
-    /// What it would be with another kind.
-    pub(crate) fn with_kind(outcome: &Outcome<'_>, kind: OutcomeKind) -> Self {
-        let counts = kind == OutcomeKind::InDoubt || !matches!(outcome.cause, Cause::Due(_));
-        Self::hash(outcome, if counts { kind.as_str() } else { "" })
-    }
-
     /// The fingerprint of the delivery that an outcome is about, whatever became of it.
     pub(crate) fn of_delivery(outcome: &Outcome<'_>) -> Self {
-        Self::hash(outcome, "")
-    }
-
-    fn hash(outcome: &Outcome<'_>, kind: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(outcome.subscription.0.as_bytes());
-        hash.update(kind);
-        hash.update([0]);
-        hash.update(outcome.cause.to_string());
+        // A hash takes whatever is written.
+        let _ = write!(Hashed(&mut hash), "{}", outcome.cause);
         let hash: [u8; 32] = hash.finalize().into();
         let mut first = [0; 16];
         first.copy_from_slice(&hash[..16]);
         Self(u128::from_be_bytes(first))
+    }
+
+    /// This delivery's fingerprint made that of its outcome of a kind, as far as the kind counts. Hashes differ in all of their
+    /// bits, so a number that tells the kinds apart is enough.
+    pub(crate) fn with_kind(self, outcome: &Outcome<'_>, kind: OutcomeKind) -> Self {
+        let counts = kind == OutcomeKind::InDoubt || !matches!(outcome.cause, Cause::Due(_));
+        if counts { Self(self.0 ^ (1 + kind as u128)) } else { self }
+    }
+}
+
+/// Hashes text as it is written, without keeping it.
+struct Hashed<'h>(&'h mut Sha256);
+
+impl Write for Hashed<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text);
+        Ok(())
+    }
+}
+
+/// Places fingerprints in a table by their own bits: they are hashes that nobody can choose.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct OwnBits(u64);
+
+impl Hasher for OwnBits {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = self.0.rotate_left(8) ^ u64::from(byte));
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        // The upper half: kinds differ in the lower one, and few outcomes of a delivery are remembered at a time.
+        self.0 = (number >> 64) as u64;
     }
 }
 
@@ -64,7 +86,7 @@ impl Fingerprint {
 /// The fingerprints seen of late.
 #[derive(Debug)]
 pub(crate) struct Repeats {
-    seen: HashSet<Fingerprint>,
+    seen: HashSet<Fingerprint, BuildHasherDefault<OwnBits>>,
     /// In the order of arrival, with the newest record time at that point.
     order: VecDeque<(i64, Fingerprint)>,
     newest_ms: i64,
@@ -76,7 +98,7 @@ impl Repeats {
     /// An empty set of at most `capacity` fingerprints, none older than `window`.
     pub(crate) fn new(capacity: usize, window: Duration) -> Self {
         Self {
-            seen: HashSet::new(),
+            seen: HashSet::default(),
             order: VecDeque::new(),
             newest_ms: i64::MIN,
             capacity,

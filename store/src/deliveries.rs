@@ -5,16 +5,18 @@ use crate::{
     page::{HistoryCursor, IN_STRETCH, NEWEST_FIRST, Page, Stretch, Walk},
     partitions::{self, Table},
 };
+use bytes::{BufMut, BytesMut};
 use floodway_schemas::{
     UnixMillis,
     exchange::Exchange,
     ids::{SubscriptionId, TenantId},
 };
+use serde::Serialize;
 use serde_json::Value;
 use std::{ops::Range, time::Duration};
 use tokio_postgres::{
     Row,
-    types::{ToSql, Type},
+    types::{IsNull, ToSql, Type, to_sql_checked},
 };
 use uuid::Uuid;
 
@@ -63,11 +65,41 @@ pub struct NewDelivery {
     /// Start of the response body.
     pub response: Option<String>,
     /// What went over the wire.
-    pub exchange: Option<Value>,
+    pub exchange: Option<JsonText>,
     /// Ids of a batch's events.
     pub members: Option<Vec<String>>,
     /// Types of a batch's events, each once.
     pub member_types: Option<Vec<String>>,
+}
+
+/// JSON as text, for a column of type `jsonb`: the server reads it, so nobody else needs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonText(Vec<u8>);
+
+impl JsonText {
+    /// The JSON of a value; `None` if it has none.
+    pub fn of(value: &impl Serialize) -> Option<Self> {
+        serde_json::to_vec(value).ok().map(Self)
+    }
+}
+
+impl ToSql for JsonText {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        // The version of the format.
+        out.put_u8(1);
+        out.put_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(column: &Type) -> bool {
+        *column == Type::JSONB
+    }
+
+    to_sql_checked!();
 }
 
 pub(crate) const COPY: &str = "COPY delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, \

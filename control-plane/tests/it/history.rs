@@ -4,7 +4,7 @@ use floodway_control_plane::Databases;
 use floodway_runtime::testing::TestTopics;
 use floodway_store::{
     DbInstant, Pool,
-    deliveries::{CountDelta, NewDelivery},
+    deliveries::{CountDelta, JsonText, NewDelivery},
     partitions::{self, Plan, Retention},
     pool::READ_POOL_SIZE,
     retry,
@@ -40,8 +40,8 @@ fn delivery(id: i64, tenant: &str, subscription: &str, kind: &'static str) -> Ne
         duration_ms: Some(12),
         next_at: None,
         response: Some("oops".to_owned()),
-        exchange: Some(
-            json!({"address": "192.0.2.1:443", "reused": false, "timings": {"dns_us": 5, "total_us": 900},
+        exchange: JsonText::of(
+            &json!({"address": "192.0.2.1:443", "reused": false, "timings": {"dns_us": 5, "total_us": 900},
             "request_headers": [{"name": "ce-id", "value": "1"}], "response_headers": []}),
         ),
         members: None,

@@ -1,9 +1,12 @@
 //! The benchmark of the retry scheduler: every scenario with topics and a database of its own, outcomes written by the
 //! benchmark, and the scheduler as a process.
 
+mod arrivals;
 mod due;
+mod lateness;
 mod outcomes;
 pub mod page;
+mod pending;
 mod rows;
 pub mod scenario;
 mod server;
@@ -101,9 +104,14 @@ impl SchedulerBench {
         let sizes = scenario::sizes(self.profile);
         match self.rows {
             None => sizes,
-            Some(rows) => {
-                Sizes { outcomes: rows, floor_rows: rows, due_rows: rows, pending_rows: rows, ..sizes }
-            }
+            Some(rows) => Sizes {
+                outcomes: rows,
+                floor_rows: rows,
+                due_rows: rows,
+                pending_rows: rows,
+                outage_events: rows,
+                ..sizes
+            },
         }
     }
 
@@ -171,8 +179,9 @@ impl SchedulerBench {
             Question::Stored(shape) => stored::measure(&mut stage, scenario.name, shape).await,
             Question::Snapshot => stored::snapshot(&mut stage, scenario.name).await,
             Question::Due => due::backlog(&mut stage, scenario.name).await,
-            Question::Lateness => due::lateness(&mut stage).await,
-            Question::Pending => due::pending(&mut stage).await,
+            Question::Lateness => Box::pin(lateness::lateness(&mut stage)).await,
+            Question::Pending => pending::pending(&mut stage).await,
+            Question::Outage => Box::pin(lateness::beside_burst(&mut stage)).await,
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Rows of retries as COPY takes them, in batches that are made once and sent many times.
 
-use super::outcomes::{DUE_ATTRIBUTE, TENANT, event, subscription};
-use crate::bench::BenchError;
+use super::{
+    outcomes::{DUE_ATTRIBUTE, TENANT, event, subscription},
+    stage::Stage,
+};
+use crate::{bench::BenchError, report::count};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::SinkExt;
 use std::pin::pin;
@@ -115,6 +118,23 @@ impl CopyBatch {
         sink.finish().await?;
         Ok(())
     }
+}
+
+/// Writes rows of pending retries by COPY.
+pub(super) async fn fill(
+    stage: &mut Stage<'_>,
+    number: u64,
+    whole: bool,
+    place: impl Fn(u64) -> (i32, i64),
+) -> Result<(), BenchError> {
+    let mut batch = CopyBatch::new(whole);
+    let mut first = 0;
+    while first < number {
+        stage.live.update(format!("writing rows: {} of {}", count(first), count(number)));
+        batch.write(&stage.client, first, &place).await?;
+        first += BATCH_ROWS as u64;
+    }
+    Ok(())
 }
 
 /// What a record says of when it is due, in milliseconds.

@@ -68,6 +68,8 @@ pub enum Question {
     Snapshot,
     /// How fast it starts with many pending retries, and in how much memory.
     Pending,
+    /// What a burst for an endpoint that is dead does to the retries of others.
+    Outage,
 }
 
 /// What the outcomes in the log ask for.
@@ -98,9 +100,11 @@ pub struct Scenario {
 pub const LATENESS_PENDING: u64 = 100_000;
 /// See [`LATENESS_PENDING`].
 pub const LATENESS_RATE: u64 = 5_000;
+/// Retries a second of others beside a burst.
+pub const BESIDE_RATE: u64 = 500;
 
 /// Every scenario, in the order in which they run.
-pub const SCENARIOS: [Scenario; 9] = {
+pub const SCENARIOS: [Scenario; 10] = {
     const fn scenario(name: &'static str, question: Question, partitions: i32) -> Scenario {
         Scenario { name, question, partitions }
     }
@@ -114,6 +118,7 @@ pub const SCENARIOS: [Scenario; 9] = {
         scenario("lateness", Question::Lateness, 8),
         scenario("snapshot", Question::Snapshot, 1),
         scenario("pending-10m", Question::Pending, 8),
+        scenario("endpoint-outage", Question::Outage, 8),
     ]
 };
 
@@ -149,6 +154,10 @@ impl Scenario {
             Question::Snapshot => format!(
                 "retry-rows before and {} s into a snapshot that another session holds",
                 sizes.snapshot.as_secs()
+            ),
+            Question::Outage => format!(
+                "{} deferrals for one endpoint, due within seconds, beside {BESIDE_RATE} retries a second of others",
+                count(sizes.outage_events)
             ),
             Question::Pending => {
                 format!("{} pending retries when the scheduler starts", count(sizes.pending_rows))
