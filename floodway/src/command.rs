@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::{config::Settings, error::Error, operate, process, process::Role};
+use crate::{config::Settings, error::Error, operate, process, process::Role, recover};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -32,6 +32,12 @@ pub(crate) enum Command {
     Dev,
     /// Bring the database's tables up to date
     Migrate,
+    /// After PostgreSQL was restored from a backup: bring tenants, keys and subscriptions up to what the config topic has
+    RecoverConfiguration {
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Work with the Kafka topics
     Topics {
         #[command(subcommand)]
@@ -72,6 +78,7 @@ pub(crate) async fn execute(command: Command, settings: Settings) -> Result<(), 
             process::run(&Role::ALL, settings).await
         }
         Command::Migrate => operate::migrate(&settings).await,
+        Command::RecoverConfiguration { dry_run } => recover::recover_configuration(&settings, dry_run).await,
         Command::Topics { command: TopicsCommand::Apply(plan) } => {
             operate::apply_topics(&settings, plan).await
         }

@@ -5,6 +5,7 @@ mod config;
 mod error;
 mod operate;
 mod process;
+mod recover;
 
 use clap::Parser;
 use command::Cli;

@@ -45,9 +45,11 @@ fn topics_error(error: TopicsError) -> Error {
     }
 }
 
-fn store_error(error: floodway_store::Error) -> Error {
+pub(crate) fn store_error(error: floodway_store::Error) -> Error {
     match error {
-        floodway_store::Error::Unavailable(_) | floodway_store::Error::Busy(_) => Error::Unavailable(error.to_string()),
+        floodway_store::Error::Unavailable(_) | floodway_store::Error::Busy(_) => {
+            Error::Unavailable(error.to_string())
+        }
         floodway_store::Error::Schema(_) => Error::settings(error),
         _ => Error::Failed(error.to_string()),
     }

@@ -22,6 +22,7 @@ pub mod page;
 pub mod partitions;
 pub mod pool;
 mod rate;
+pub mod recover;
 pub mod replays;
 pub mod replica;
 pub mod retry;
