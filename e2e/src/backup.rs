@@ -21,6 +21,17 @@ pub struct Server {
     pub password: String,
 }
 
+/// What a backup is brought back as.
+#[derive(Debug, Clone, Copy)]
+pub enum How<'h> {
+    /// As the server was when its archive ends.
+    Latest,
+    /// As it was at this time.
+    Until(&'h str),
+    /// A replica of this server.
+    StandbyOf(&'h Server),
+}
+
 impl Server {
     /// The server of a URL like `postgres://floodway:password@host:port/database`.
     ///
@@ -61,14 +72,17 @@ impl Backup {
         Ok(Self { folder, archive: stack.value("STACK_POSTGRES_ARCHIVE")? })
     }
 
-    /// Makes a data folder of it, as a server of its own, or as a replica of `primary`.
+    /// Makes a data folder of it.
     ///
     /// # Errors
     /// When the script fails; the error has its output.
-    pub async fn restore(&self, data: &str, primary: Option<&Server>) -> Result<()> {
+    pub async fn restore(&self, data: &str, how: How<'_>) -> Result<()> {
         let mut command = Command::new(root().join("scripts/restore"));
         command.arg("--from").arg(&self.folder).args(["--archive", &self.archive, "--data", data]);
-        if let Some(server) = primary {
+        if let How::Until(time) = how {
+            command.args(["--until", time]);
+        }
+        if let How::StandbyOf(server) = how {
             let (host, port) = server.host_and_port();
             let from = format!("host={host} port={port} user=floodway_backup password={}", server.password);
             command.args(["--standby-of", &from]);

@@ -1,14 +1,17 @@
 use anyhow::{Context, Result, ensure};
 use floodway_e2e::{
-    backup::{Backup, Server},
+    backup::{Backup, How, Server},
     pipeline::Pipeline,
     producer::{OnFailure, Producer},
     reconcile::{all_dead, all_delivered, arrivals},
     role::Role,
     stack::Stack,
 };
+use http::Method;
+use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::types::FromSqlOwned;
 
 /// Longest wait for a server to show what another one has.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,20 +26,35 @@ async fn a_database_that_is_lost_comes_back_from_its_backup_and_every_retry_is_m
     let later = pipeline.subscribe_patiently("/fail/1", &pipeline.receiver.url("/fail/1"), &LATER).await?;
     pipeline.receiver.set_secrets("/fail/1", &[&later.secret])?;
     let dead = pipeline.subscribe("/status/500").await?;
-    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 4, 4, OnFailure::Note);
+    let producer = Producer::start(&pipeline.events_url, &pipeline.key, 2, 4, OnFailure::Note);
     producer.accepts_more(300).await?;
+    let doomed = pipeline.subscribe("/ok/doomed").await?;
     let backup = Backup::take(&pipeline.stack).await?;
-    // Part of what is stored after the backup is in the archive, and the rest is gone with the disk.
+    // What comes from here on, configuration too, is not restored.
+    let backup_url = Server::of(&pipeline.stack.database_url)?.backup_url();
+    let until: String = value(&backup_url, "SELECT clock_timestamp()::text").await?;
+    let url = format!("/v1/tenants/{}/subscriptions", pipeline.tenant);
+    let young = pipeline.subscribe("/ok/young").await?;
+    pipeline.admin.delete_subscription(&pipeline.tenant, &doomed.id).await?;
+    for timeout_ms in [4_000, 3_000] {
+        let changed = serde_json::json!({ "timeout_ms": timeout_ms }).to_string();
+        pipeline.admin.call(Method::PATCH, &format!("{url}/{}", dead.id), changed.into()).await?;
+    }
     producer.accepts_more(300).await?;
+    archived(&backup_url).await?;
     let pending = arrivals(&pipeline, "/fail/1").values().filter(|entry| entry.successes == 0).count();
     ensure!(pending > 0, "no retry is pending");
+    pipeline.control_plane.terminate().await?;
     pipeline.stack.fault("kill postgres").await?;
     let data = pipeline.stack.value("STACK_POSTGRES_DATA")?;
     tokio::fs::remove_dir_all(&data).await?;
     producer.accepts_more(300).await?;
 
-    backup.restore(&data, None).await?;
+    backup.restore(&data, How::Until(&until)).await?;
     pipeline.stack.start("postgres").await?;
+    pipeline.operate(&["recover-configuration", "--dry-run"]).await?;
+    pipeline.operate(&["recover-configuration"]).await?;
+    pipeline.control_plane.start()?;
     for role in pipeline.roles() {
         role.ready().await?;
     }
@@ -45,6 +63,12 @@ async fn a_database_that_is_lost_comes_back_from_its_backup_and_every_retry_is_m
     let healthy = all_delivered(&pipeline, "/ok", &sent.accepted).await?;
     let retried = all_delivered(&pipeline, "/fail/1", &sent.accepted).await?;
     let dead_repeats = all_dead(&pipeline, &dead.id, &sent.accepted).await?;
+    let doomed: Result<Value, _> = pipeline.admin.get(&format!("{url}/{}", doomed.id)).await;
+    ensure!(doomed.is_err(), "a subscription that was deleted is back");
+    let young: Value = pipeline.admin.get(&format!("{url}/{}", young.id)).await?;
+    ensure!(young["state"] == "active", "a new subscription is gone: {young}");
+    let changed: Value = pipeline.admin.get(&format!("{url}/{}", dead.id)).await?;
+    ensure!(changed["timeout_ms"] == 3_000, "a change is gone: {changed}");
     let lost = pipeline.retry_scheduler.metric("floodway_retry_log_lost_total{reason=\"retention\"}").await;
     ensure!(lost.unwrap_or_default() == 0.0, "outcomes were lost unread");
     println!(
@@ -89,13 +113,13 @@ async fn a_replica_shows_history_and_takes_over_when_it_is_promoted() -> Result<
     standby.stop("postgres").await?;
     let data = standby.value("STACK_POSTGRES_DATA")?;
     tokio::fs::remove_dir_all(&data).await?;
-    backup.restore(&data, Some(&old)).await?;
+    backup.restore(&data, How::StandbyOf(&old)).await?;
     standby.start("postgres").await?;
     replica_is(&mut pipeline.control_plane, "up").await?;
-    let before = number(&replica, "SELECT count(*) FROM delivery").await?;
+    let before: i64 = value(&replica, "SELECT count(*) FROM delivery").await?;
     producer.accepts_more(200).await?;
     let grows = async {
-        while number(&replica, "SELECT count(*) FROM delivery").await? <= before + 200 {
+        while value::<i64>(&replica, "SELECT count(*) FROM delivery").await? <= before + 200 {
             sleep(Duration::from_millis(100)).await;
         }
         anyhow::Ok(())
@@ -106,7 +130,7 @@ async fn a_replica_shows_history_and_takes_over_when_it_is_promoted() -> Result<
 
     pipeline.stack.fault("kill postgres").await?;
     producer.accepts_more(200).await?;
-    ensure!(number(&new.backup_url(), "SELECT pg_promote()::int::bigint").await? == 1, "it was not promoted");
+    ensure!(value::<bool>(&new.backup_url(), "SELECT pg_promote()").await?, "it was not promoted");
     for role in pipeline.roles() {
         role.ready().await?;
     }
@@ -130,7 +154,7 @@ async fn a_replica_shows_history_and_takes_over_when_it_is_promoted() -> Result<
 async fn replica_is(role: &mut Role, status: &str) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let report: serde_json::Value = serde_json::from_str(&role.report().await).unwrap_or_default();
+        let report: Value = serde_json::from_str(&role.report().await).unwrap_or_default();
         let components = report["components"].as_array().cloned().unwrap_or_default();
         let is = components.iter().any(|one| one["name"] == "postgresql_replica" && one["status"] == status);
         if is {
@@ -142,7 +166,20 @@ async fn replica_is(role: &mut Role, status: &str) -> Result<()> {
     }
 }
 
-async fn number(url: &str, sql: &str) -> Result<i64> {
+/// Waits until everything written so far is in the archive.
+async fn archived(url: &str) -> Result<()> {
+    let file: String = value(url, "SELECT pg_walfile_name(pg_switch_wal())").await?;
+    let done = format!("SELECT coalesce(max(last_archived_wal) >= '{file}', false) FROM pg_stat_archiver");
+    let wait = async {
+        while !value::<bool>(url, &done).await? {
+            sleep(Duration::from_millis(100)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, wait).await.context("nothing is archived")?
+}
+
+async fn value<T: FromSqlOwned>(url: &str, sql: &str) -> Result<T> {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::select! {
         row = client.query_one(sql, &[]) => Ok(row?.try_get(0)?),

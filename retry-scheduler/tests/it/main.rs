@@ -12,4 +12,5 @@ mod partitions;
 mod pooler;
 mod process;
 mod schedule;
+mod tables;
 mod world;

@@ -3,8 +3,13 @@
 use crate::world::{DEADLINE, World, outcome, retry, retry_keys, settings};
 use floodway_retry_scheduler::{Error, RetryScheduler, Settings};
 use floodway_runtime::{kafka::KafkaSettings, testing};
-use floodway_schemas::{due::RetryKey, outcome::OutcomeKind};
+use floodway_schemas::{due::RetryKey, outcome::OutcomeKind, topic::Topic};
 use floodway_store::Pool;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
+};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -162,6 +167,31 @@ async fn sessions_that_are_cut_are_replaced_without_loss() {
     let records = world.read_due(300).await;
     assert_eq!(retry_keys(&records), (0..300).map(|id| RetryKey { shard: 0, id }).collect());
     assert_eq!(world.number("SELECT count(*) FROM retry").await, 300);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_no_longer_reaches_back_to_the_stored_position_is_reported_and_read_from_its_start() {
+    let world = World::new(1).await;
+    // As after a restore from a backup that is older than the log: nothing before offset 3 is there any more.
+    world.write(0, &(0..5).map(|n| retry(n, 300)).collect::<Vec<_>>());
+    let admin: AdminClient<DefaultClientContext> = world.topics.kafka.client().create().unwrap();
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(&world.topics.kafka.topic(Topic::Outcomes), 0, Offset::Offset(3)).unwrap();
+    admin.delete_records(&before, &AdminOptions::new()).await.unwrap();
+    world
+        .execute(
+            "INSERT INTO retry_shard (shard, epoch, owner, next_offset, cur_due, cur_id, batched_at) \
+             VALUES (0, 1, 'before', 1, clock_timestamp(), 0, clock_timestamp())",
+        )
+        .await;
+    let scheduler = world.start().await;
+    let lost = "the log starts at 3, offsets from 1 on were lost unread";
+    scheduler
+        .health_becomes("outcomes log", |reason| reason.is_some_and(|reason| reason.contains(lost)))
+        .await;
+    assert_eq!(retry_keys(&world.read_due(2).await), [3, 4].map(|id| RetryKey { shard: 0, id }).into());
     scheduler.stop().await;
     world.end().await;
 }
