@@ -167,12 +167,15 @@ impl Topic {
                 set("message.timestamp.type", &"LogAppendTime", Exactly),
                 set("retention.ms", &(7 * DAY_MS), Free),
             ]),
+            // Record time is the broker's here, too: it refuses records from a clock that is more than an hour ahead of its own.
             Self::Outcomes | Self::Due | Self::Replays => settings.extend([
                 set("cleanup.policy", &"delete", Exactly),
+                set("message.timestamp.type", &"LogAppendTime", Free),
                 set("retention.ms", &(3 * DAY_MS), Free),
             ]),
             Self::DeadLetters => settings.extend([
                 set("cleanup.policy", &"delete", Exactly),
+                set("message.timestamp.type", &"LogAppendTime", Free),
                 set("retention.ms", &(30 * DAY_MS), Free),
             ]),
         }

@@ -278,9 +278,11 @@ async fn a_delivery_in_doubt_whose_own_outcome_the_database_refuses_is_made_agai
 async fn a_dispatcher_whose_clock_is_ahead_makes_nobodys_repeats_count() {
     let world = World::new(1).await;
     let scheduler = world.start().await;
-    // As far as Kafka's own limit lets it be, and further than repeats are remembered.
+    // Kafka itself refuses a producer's time that is more than an hour ahead, unless the broker's counts.
+    world.write_as_of(0, &[retry(1, 300)], 6 * 3_600_000);
+    world.takes_producers_times().await;
+    // Further than repeats are remembered.
     let ahead_ms = 50 * 60 * 1_000;
-    world.write(0, &[retry(1, 300)]);
     world.write_as_of(0, &[retry(2, 300)], ahead_ms);
     world.write(0, &[retry(1, 300), retry(3, 300)]);
     world.write_as_of(0, &[retry(3, 300)], ahead_ms);
@@ -296,6 +298,7 @@ async fn a_dispatcher_whose_clock_is_ahead_makes_nobodys_repeats_count() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_that_is_far_behind_still_knows_its_leases_and_repeats_after_a_takeover() {
     let world = World::new(1).await;
+    world.takes_producers_times().await;
     let scheduler = world.start().await;
     let hour_ago = -3_600_000;
     world.write_as_of(

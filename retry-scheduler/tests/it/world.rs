@@ -12,6 +12,8 @@ use floodway_schemas::{
 use floodway_store::{Pool, testing::TestDatabase};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -160,6 +162,18 @@ impl World {
 
     pub(crate) fn write_bytes(&self, shard: i32, value: &[u8]) {
         self.write_bytes_at(shard, value, floodway_runtime::clock::now().0);
+    }
+
+    /// From now on a record of `outcomes` has its producer's time, as in installations of before.
+    pub(crate) async fn takes_producers_times(&self) {
+        let topic = self.topics.kafka.topic(Topic::Outcomes);
+        let limit = Topic::Outcomes.max_record_bytes().to_string();
+        let settings = AlterConfig::new(ResourceSpecifier::Topic(&topic))
+            .set("message.timestamp.type", "CreateTime")
+            .set("max.message.bytes", &limit);
+        let admin: AdminClient<DefaultClientContext> = self.topics.kafka.client().create().unwrap();
+        let altered = admin.alter_configs([&settings], &AdminOptions::new()).await.unwrap();
+        altered.into_iter().for_each(|altered| drop(altered.unwrap()));
     }
 
     /// Writes outcomes as a producer with another clock.
