@@ -338,8 +338,8 @@ impl Pool {
     }
 
     /// Shares a new connection, for which there is room, and takes a place on it; or on an earlier one of the tenant that is as good,
-    /// instead.
-    fn share(&self, origin: &Origin, tenant: TenantId, opened: Opened) -> Option<Arc<Session>> {
+    /// instead: then `true`.
+    fn share(&self, origin: &Origin, tenant: TenantId, opened: Opened) -> Option<(Arc<Session>, bool)> {
         let mut state = self.lock();
         let State { hosts, open, idle } = &mut *state;
         let host = hosts.get_mut(origin)?;
@@ -357,7 +357,7 @@ impl Pool {
             host.open -= 1;
             *open -= 1;
             self.metrics.connections.decrement(1.0);
-            return Some(earlier.take_place());
+            return Some((earlier.take_place(), true));
         }
         let session = Arc::new(Session::start(opened, &self.tasks));
         host.shared.push(Shared {
@@ -369,7 +369,7 @@ impl Pool {
             since: now,
             old_at: now + age(rand::random()),
         });
-        Some(session)
+        Some((session, false))
     }
 
     /// Gives back a place on a connection that many requests share.
@@ -504,8 +504,9 @@ impl Lease<'_> {
                 self.held = Held::Own(connection);
             }
             Established::Http2(opened) => {
-                if let Some(session) = self.pool.share(self.origin, tenant, opened) {
+                if let Some((session, is_earlier)) = self.pool.share(self.origin, tenant, opened) {
                     self.held = Held::Place(session);
+                    self.is_reused = is_earlier;
                 }
             }
         }
