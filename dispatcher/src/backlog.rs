@@ -6,6 +6,8 @@
 //! - a partition that held nothing else waits for room: neither in the records that were read ahead, nor lately in the time of the
 //!   log, was there one that another lane took. Now and then it looks further ahead. So it is when one endpoint has a backlog, and
 //!   when the process is the limit: then all lanes are full.
+//! - a partition waits, too, when workers are behind ([`crate::lag`]) and what it holds is for many lanes: no endpoint is the limit, and what
+//!   comes next would find no room either.
 //! - any other partition is read on, and what finds no room is deferred.
 //!
 //! Lanes of endpoints that hang or fail do not come here: what they have no room for is deferred at once.
@@ -38,9 +40,13 @@ const LOOK_PAUSE: Duration = Duration::from_secs(10);
 const LOOK_AHEAD: usize = CAPACITY;
 /// Time between two offers of what is held back: lanes that flow hold enough for longer.
 const OFFER_PAUSE: Duration = Duration::from_millis(2);
+/// The same while workers are behind: they are the last to run out of work, and an offer in vain costs them time.
+const BEHIND_PAUSE: Duration = Duration::from_millis(20);
 /// So long a lane counts as full after it was found to be. When the process is the limit and no endpoint is, every lane is full most of
 /// the time, and takes something now and then.
 const FULL_MEMORY: Duration = Duration::from_millis(250);
+/// What is held back is for many lanes when none has more than this part of it, written as its divisor.
+const MANY_LANES: usize = 4;
 
 /// What is held back of one partition.
 #[derive(Default)]
@@ -98,15 +104,20 @@ impl Backlog {
             return Reading::On;
         }
         let now = Instant::now();
-        if self.offered_at.is_none_or(|at| now.saturating_duration_since(at) >= OFFER_PAUSE) {
+        let are_behind = deliverer.workers.are_behind(now);
+        let pause = if are_behind { BEHIND_PAUSE } else { OFFER_PAUSE };
+        if self.offered_at.is_none_or(|at| now.saturating_duration_since(at) >= pause) {
             self.offered_at = Some(now);
             // Nothing begins any more once taking has ended.
             deliverer.life.while_running(|| self.offer_again(deliverer, now));
             deliverer.workers.signal();
         }
         let capacity = capacity(deliverer);
-        if self.attention.waits(self.count, capacity, &self.full, now) {
-            Reading::Pauses(OFFER_PAUSE)
+        let is_crowded = self.count >= capacity
+            && are_behind
+            && are_many(self.held.values().map(VecDeque::len), self.count);
+        if is_crowded || self.attention.waits(self.count, capacity, &self.full, now) {
+            Reading::Pauses(pause)
         } else {
             Reading::On
         }
@@ -172,6 +183,11 @@ impl Backlog {
 
 fn capacity(deliverer: &Deliverer) -> usize {
     if deliverer.budget.is_scarce(SCARCE) { SCARCE_CAPACITY } else { CAPACITY }
+}
+
+/// Whether no lane of these has a great part of all that is held back.
+fn are_many(lanes: impl Iterator<Item = usize>, count: usize) -> bool {
+    lanes.max().unwrap_or(0) <= count / MANY_LANES
 }
 
 /// Whether a partition holds anything but deliveries for full lanes. Pure: time is an argument.
@@ -267,6 +283,14 @@ mod tests {
         let mut lanes = FullLanes::default();
         lanes.found(FULL, now);
         lanes
+    }
+
+    #[test]
+    fn what_is_held_back_is_for_many_lanes_when_none_has_more_than_a_quarter() {
+        assert!(are_many([20; 100].into_iter(), 2000));
+        assert!(are_many([500, 499, 500, 499].into_iter(), 2000));
+        assert!(!are_many([501, 499, 500, 500].into_iter(), 2000));
+        assert!(!are_many([2000].into_iter(), 2000));
     }
 
     #[test]

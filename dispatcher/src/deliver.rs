@@ -15,7 +15,7 @@ use crate::{
     outcomes::Outcomes,
     partition::Receipt,
     pool::Pool,
-    worker::Workers,
+    worker::{Worker, Workers},
 };
 use floodway_runtime::clock;
 use floodway_schemas::outcome::{Cause, DeadReason, ErrorClass};
@@ -162,14 +162,19 @@ impl Deliverer {
     }
 
     /// One place in a lane: makes one delivery after the other until none waits.
-    pub(crate) async fn work(self: Arc<Self>, first: Delivery, pool: Arc<Pool>) {
+    pub(crate) async fn work(self: Arc<Self>, first: Delivery, worker: Arc<Worker>) {
         let mut next = Some(first);
         while let Some(delivery) = next {
             let lane = Arc::clone(&delivery.endpoint.lane);
             let (part, began) = (delivery.part(), Instant::now());
-            let fared = self.deliver(delivery, &pool).await;
+            let fared = self.deliver(delivery, &worker.pool).await;
+            let ended = Instant::now();
+            worker.lag.look().await;
+            if worker.lag.is_behind(ended) {
+                lane.lagged(ended);
+            }
             let Next { start, more, overdue, turn } =
-                lane.finish(part, fared, &self.limits, began, Instant::now(), rand::random());
+                lane.finish(part, fared, &self.limits, began, ended, rand::random());
             if !overdue.is_empty() {
                 self.defer_overdue(overdue);
             }
@@ -190,6 +195,10 @@ impl Deliverer {
 
     async fn deliver(&self, mut delivery: Delivery, pool: &Pool) -> Fared {
         let mut receipt = delivery.order.receipt.take();
+        if receipt.as_ref().is_some_and(Receipt::is_given_up) {
+            self.metrics.given_up.increment(1);
+            return Fared::Unknown;
+        }
         // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
         let attempt = unless_panic(self.attempt(&delivery, pool));
         let attempted = self.hand_over_if_pressing(attempt, &delivery, &mut receipt).await;

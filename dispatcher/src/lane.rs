@@ -31,6 +31,12 @@ const FLOWING: Duration = Duration::from_secs(1);
 /// A lane that was idle may be about to: so long its endpoint is given for its first answer. On a busy machine that takes a while,
 /// and nobody else waits meanwhile.
 const GRACE: Duration = Duration::from_secs(1);
+/// So long a lane counts as held up after a worker's thread was behind with it.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// What a lane that is held up takes is this part of the longest wait, written as its divisor, and stays for so many times that wait: its
+/// rate says how busy the process is, changes quickly, and putting deliveries off would make the process busier.
+const HELD_UP_AHEAD: u32 = 4;
+const HELD_UP_PATIENCE: u32 = 4;
 /// Weight of the newest interval in the estimate of the drain rate.
 const SMOOTHING: f64 = 0.1;
 
@@ -85,6 +91,8 @@ struct Drain {
     moved: Option<Instant>,
     /// When the endpoint last answered.
     answered: Option<Instant>,
+    /// When the worker that makes its deliveries was last found to be behind.
+    lagged: Option<Instant>,
     /// When the lane was last idle and got something to do.
     began: Option<Instant>,
     /// Deliveries deferred and, as far as the lane can tell, not yet made up for. An estimate: it tells later deferrals how long the
@@ -171,9 +179,11 @@ impl<T> Lane<T> {
         }
         let within_share = state.part.count + part.count <= free.count / limits.share
             && state.part.bytes + part.bytes <= free.bytes / limits.share;
-        let is_soon = state.expected_wait(limits, now) <= limits.wait.as_secs_f64();
+        let is_held_up = state.drain.is_held_up(now);
+        let ahead = if is_held_up { limits.wait / HELD_UP_AHEAD } else { limits.wait };
+        let is_soon = state.expected_wait(limits, now) <= ahead.as_secs_f64();
         if !(within_share && is_soon && held < bound + limits.queue) {
-            if (is_soon && state.drain.flows(now)) || state.drain.is_young(now) {
+            if ((is_soon || is_held_up) && state.drain.flows(now)) || state.drain.is_young(now) {
                 return Offer::Full(item);
             }
             let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
@@ -220,6 +230,11 @@ impl<T> Lane<T> {
             state.drain.deferred = 0;
         }
         Next { start, more, overdue: state.take_overdue(limits, now, random), turn }
+    }
+
+    /// Notes that the worker which makes the lane's deliveries is behind.
+    pub(crate) fn lagged(&self, now: Instant) {
+        self.lock().drain.lagged = Some(now);
     }
 
     /// Takes what waited for too long out of the lane. `random` is in `[0, 1)`.
@@ -280,8 +295,10 @@ impl<T> State<T> {
 
     fn take_overdue(&mut self, limits: &Limits, now: Instant, random: f64) -> Vec<PutOff<T>> {
         let is_open = !self.breaker.is_closed();
+        let is_held_up = self.drain.is_held_up(now) && self.drain.flows(now);
+        let longest = if is_held_up { limits.wait * HELD_UP_PATIENCE } else { limits.wait };
         let is_overdue =
-            |waiting: &Waiting<T>| is_open || now.saturating_duration_since(waiting.since) > limits.wait;
+            |waiting: &Waiting<T>| is_open || now.saturating_duration_since(waiting.since) > longest;
         let mut overdue = Vec::new();
         while self.waiting.front().is_some_and(is_overdue)
             && let Some(Waiting { item, part, .. }) = self.waiting.pop_front()
@@ -345,6 +362,11 @@ impl Drain {
             since.is_some_and(|since| now.saturating_duration_since(since) <= longest)
         };
         is_within(self.answered, FLOWING) || is_within(self.began, GRACE)
+    }
+
+    /// Whether this process is what keeps the lane from draining faster.
+    fn is_held_up(&self, now: Instant) -> bool {
+        self.lagged.is_some_and(|lagged| now.saturating_duration_since(lagged) <= HELD_UP)
     }
 
     /// Seconds since a delivery began or ended.

@@ -31,6 +31,7 @@ mod headers;
 mod histories;
 mod intake;
 mod kafka_health;
+mod lag;
 mod lane;
 mod life;
 mod metrics;

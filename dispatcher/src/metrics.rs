@@ -28,6 +28,7 @@ const CONNECTIONS: &str = "floodway_dispatcher_connections";
 const FILTERED: &str = "floodway_dispatcher_filtered_total";
 const BATCHES: &str = "floodway_dispatcher_batches_total";
 const BATCH_EVENTS: &str = "floodway_dispatcher_batch_events";
+const GIVEN_UP: &str = "floodway_dispatcher_given_up_deliveries_total";
 const SUBSCRIPTIONS: &str = "floodway_dispatcher_subscriptions";
 
 /// Why a record was not turned into deliveries, and its offset just settled.
@@ -86,6 +87,8 @@ pub(crate) struct Metrics {
     pub(crate) queued: Gauge,
     /// Outcomes that had to be produced again.
     pub(crate) outcome_retries: Counter,
+    /// Deliveries that waited for their turn when their partition was given up: they are left to its next owner.
+    pub(crate) given_up: Counter,
     /// Subscriptions known.
     pub(crate) subscriptions: Gauge,
 }
@@ -141,6 +144,7 @@ impl Metrics {
             in_flight: gauge!(IN_FLIGHT),
             queued: gauge!(QUEUED),
             outcome_retries: counter!(OUTCOME_RETRIES),
+            given_up: counter!(GIVEN_UP),
             subscriptions: gauge!(SUBSCRIPTIONS),
         }
     }
@@ -219,6 +223,10 @@ fn describe() {
         "Times that the Kafka client had stopped fetching a partition although it goes on, by topic"
     );
     describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
+    describe_counter!(
+        GIVEN_UP,
+        "Deliveries that waited for their turn when their partition was given up, left to its next owner"
+    );
     describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
     describe_counter!(BREAKERS, "Endpoints that get no requests any more, or get them again, by change");
     describe_gauge!(CONNECTIONS, "Connections to endpoints, those that are being made included");

@@ -159,6 +159,11 @@ impl Receipt {
         !self.others.is_empty()
     }
 
+    /// Whether the record is the next owner's to deliver. One that is shared may be for partitions that stayed.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.partition.is_stopped() && !self.is_shared()
+    }
+
     /// Whether it is for a record of this assignment.
     pub(crate) fn is_of(&self, partition: &Arc<Partition>) -> bool {
         Arc::ptr_eq(&self.partition, partition)
@@ -210,6 +215,17 @@ mod tests {
         assert_eq!((partition.window_len(), partition.abandoned_for()), (1, None));
         drop(second);
         assert!(partition.abandoned_for().is_some());
+    }
+
+    #[test]
+    fn what_is_for_a_partition_that_was_given_up_alone_is_the_next_owners() {
+        let (gone, kept) = (partition(10), partition(10));
+        let (alone, other) = (Receipt::new(&gone, 0), Receipt::new(&kept, 0));
+        let mut shared = Receipt::new(&gone, 1);
+        shared.join([Receipt::new(&kept, 1)]);
+        assert!(!alone.is_given_up());
+        gone.stop();
+        assert!(alone.is_given_up() && !other.is_given_up() && !shared.is_given_up());
     }
 
     #[test]

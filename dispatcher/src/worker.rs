@@ -7,6 +7,7 @@
 use crate::{
     deliver::Deliverer,
     delivery::Delivery,
+    lag::Lag,
     pool::{Pool, PoolLimits},
 };
 use atomic_waker::AtomicWaker;
@@ -35,6 +36,14 @@ pub(crate) struct Workers {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What the deliveries of one worker share.
+pub(crate) struct Worker {
+    /// Connections to its servers.
+    pub(crate) pool: Pool,
+    /// How far its thread is behind.
+    pub(crate) lag: Arc<Lag>,
+}
+
 /// Deliveries that begin, in the order in which they do. Bounded by the lanes.
 #[derive(Default)]
 struct Mailbox {
@@ -42,6 +51,7 @@ struct Mailbox {
     /// Whether something was put in since the worker was signalled.
     unsignalled: AtomicBool,
     worker: AtomicWaker,
+    lag: Arc<Lag>,
 }
 
 #[derive(Default)]
@@ -94,6 +104,11 @@ impl Workers {
                 mailbox.worker.wake();
             }
         }
+    }
+
+    /// Whether a worker is behind, so that this process, or the machine, is the limit of what is delivered.
+    pub(crate) fn are_behind(&self, now: Instant) -> bool {
+        self.mailboxes.iter().any(|mailbox| mailbox.lag.is_behind(now))
     }
 
     /// Waits for the threads. Blocks the thread.
@@ -161,7 +176,8 @@ fn run(deliverer: &Arc<Deliverer>, index: usize, limits: PoolLimits) {
 
 /// Begins what is put into the mailbox, until the work is cut off.
 async fn serve(deliverer: &Arc<Deliverer>, mailbox: &Mailbox, limits: PoolLimits) {
-    let pool = Arc::new(Pool::new(deliverer.connector.clone(), limits));
+    let pool = Pool::new(deliverer.connector.clone(), limits);
+    let worker = Arc::new(Worker { pool, lag: Arc::clone(&mailbox.lag) });
     let mut cut_off = pin!(deliverer.cut_off.cancelled());
     let mut reap = interval(REAP_PAUSE);
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,11 +186,11 @@ async fn serve(deliverer: &Arc<Deliverer>, mailbox: &Mailbox, limits: PoolLimits
         mailbox.worker.register(context.waker());
         mailbox.take(&mut begin);
         for Begin { delivery, under_way } in begin.drain(..) {
-            deliverer.tasks.spawn(Arc::clone(deliverer).work(delivery, Arc::clone(&pool)));
+            deliverer.tasks.spawn(Arc::clone(deliverer).work(delivery, Arc::clone(&worker)));
             drop(under_way);
         }
         while reap.poll_tick(context).is_ready() {
-            pool.reap(Instant::now());
+            worker.pool.reap(Instant::now());
         }
         if cut_off.as_mut().poll(context).is_ready() { Poll::Ready(()) } else { Poll::Pending }
     })
