@@ -66,6 +66,7 @@ impl Replays {
             subscription: delivery.subscription,
             attempt: 1,
             since: now,
+            lease: false,
             event,
         };
         let value = due.encode().map_err(broken_event)?;

@@ -5,11 +5,13 @@ use crate::{
     publish::Acks,
     read::{Count, Entry, Letter, Poison},
 };
+use floodway_schemas::retry_command::RetryCommand;
 use floodway_store::{
     DbInstant,
     dead_letters::NewDeadLetter,
     deliveries::{CountDelta, NewDelivery},
     retry::{NewRetry, Position},
+    retry_marks::Mark,
 };
 use std::{
     collections::BTreeMap,
@@ -24,11 +26,24 @@ pub(crate) struct Batch {
     pub(crate) to: i64,
     pub(crate) entries: Vec<Entry>,
     pub(crate) letters: Letters,
+    /// Commands to pending retries among the records.
+    pub(crate) commands: Vec<Commanded>,
+    /// What became of them, in the last try to store the batch.
+    pub(crate) marks: Vec<Mark>,
     /// Records that cannot be used, for one line in the log.
     pub(crate) poison: Vec<(i64, Poison)>,
     records: usize,
     bytes: usize,
     opened: Option<Instant>,
+}
+
+/// A command to pending retries.
+#[derive(Debug)]
+pub(crate) struct Commanded {
+    pub(crate) offset: i64,
+    /// The id that an outcome in its place would have.
+    pub(crate) id: i64,
+    pub(crate) command: RetryCommand,
 }
 
 /// How far the dead letters of a batch are on their way to their topic, where they must be before they are stored.
@@ -50,6 +65,8 @@ impl Batch {
             to: from,
             entries: Vec::new(),
             letters: Letters::Unsent(None),
+            commands: Vec::new(),
+            marks: Vec::new(),
             poison: Vec::new(),
             records: 0,
             bytes: 0,
@@ -85,7 +102,11 @@ impl Batch {
         }
         let second = self.entries.split_off(self.entries.len() / 2);
         let middle = second[0].offset;
-        let rest = Self { to: self.to, entries: second, letters: Letters::Done, ..Self::new(middle) };
+        let (first_commands, commands) =
+            std::mem::take(&mut self.commands).into_iter().partition(|command| command.offset < middle);
+        self.commands = first_commands;
+        let rest =
+            Self { to: self.to, entries: second, letters: Letters::Done, commands, ..Self::new(middle) };
         Ok((Self { to: middle, letters: Letters::Done, ..self }, rest))
     }
 

@@ -34,6 +34,9 @@ pub struct Settings {
     pub fire_rows: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__FIRE_BYTES`: their bytes; default 4 MiB.
     pub fire_bytes: usize,
+    /// `FLOODWAY_RETRY_SCHEDULER__RECALL_RATE`: retries that commands bring back before their time, a second and shard; default
+    /// 1,000. It bounds what an endpoint gets at once after its subscription is resumed.
+    pub recall_rate: u32,
     /// `FLOODWAY_RETRY_SCHEDULER__MAX_DELAY`: longest delay of a retry, longer ones are cut; default `30days`.
     #[serde(with = "humantime_serde")]
     pub max_delay: Duration,
@@ -95,6 +98,7 @@ impl Default for Settings {
             page_rows: 5_000,
             fire_rows: 1_000,
             fire_bytes: 4 << 20,
+            recall_rate: 1_000,
             max_delay: 30 * DAY,
             clock_tolerance: Duration::from_secs(5),
             repeats: 250_000,
@@ -128,6 +132,7 @@ impl Settings {
             ("page_rows", self.page_rows as usize),
             ("fire_rows", self.fire_rows),
             ("fire_bytes", self.fire_bytes),
+            ("recall_rate", self.recall_rate as usize),
             ("repeats", self.repeats),
         ] {
             if value == 0 {

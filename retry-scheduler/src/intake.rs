@@ -1,7 +1,7 @@
 //! From records to a batch: sorts out what was handled before, what was written twice, and what cannot be used.
 
 use crate::{
-    batch::Batch,
+    batch::{Batch, Commanded},
     leases::{Doubt, Leases, State},
     metrics::{Loss, Metrics},
     read::{self, Entry},
@@ -9,7 +9,7 @@ use crate::{
     repeats::{Fingerprint, Repeats},
 };
 use floodway_runtime::clock;
-use floodway_schemas::due::RetryKey;
+use floodway_schemas::{due::RetryKey, retry_command::RetryCommand};
 use rdkafka::{Message, message::BorrowedMessage};
 use std::time::Instant;
 
@@ -97,6 +97,18 @@ impl Intake {
         }
     }
 
+    /// Takes a record that is no outcome and a command to this shard's retries.
+    fn take_command(&mut self, offset: i64, value: &[u8]) -> bool {
+        let Ok(command) = RetryCommand::decode(value) else { return false };
+        let is_ours =
+            command.scope.is_valid() && command.scope.retry.is_none_or(|retry| retry.shard == self.shard);
+        if is_ours {
+            let id = self.id_of(offset);
+            self.open.commands.push(Commanded { offset, id, command });
+        }
+        is_ours
+    }
+
     fn entry(&mut self, metrics: &Metrics, offset: i64, value: &[u8], time: Option<i64>) -> Option<Entry> {
         let key = RetryKey { shard: self.shard, id: self.id_of(offset) };
         let (entry, poison) = match read::read(key, offset, value, time) {
@@ -115,6 +127,7 @@ impl Intake {
                 }
                 (Some(read.entry), read.poison)
             }
+            Err(_) if self.take_command(offset, value) => return None,
             Err(poison) => (None, Some(poison)),
         };
         if let Some(poison) = poison {

@@ -4,7 +4,8 @@
 //! In reading order: `members` learns which shards are this process's; `shard` is the life of one, with the protocol and
 //! what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp` when a retry
 //! is due; `pending` what is in memory and what is in the table;
-//! `leases` what becomes of deliveries in doubt; `maintain` keeps the partitions.
+//! `leases` what becomes of deliveries in doubt; `marks` what commands mean for pending retries, and `recalls` how those are brought
+//! back before their time; `maintain` keeps the partitions.
 
 mod ahead;
 mod batch;
@@ -18,15 +19,18 @@ mod history;
 mod intake;
 mod leases;
 mod maintain;
+mod marks;
 mod members;
 mod metrics;
 mod pending;
 mod publish;
 mod read;
 mod reader;
+mod recalls;
 mod repeats;
 mod shard;
 mod stop;
+mod subject;
 mod takeover;
 
 pub use config::Settings;

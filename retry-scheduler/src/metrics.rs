@@ -5,7 +5,10 @@
 )]
 
 use crate::read::Poison;
-use floodway_schemas::outcome::{DeadReason, OutcomeKind};
+use floodway_schemas::{
+    outcome::{DeadReason, OutcomeKind},
+    retry_command::RetryAction,
+};
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
     histogram,
@@ -44,6 +47,10 @@ pub(crate) struct Metrics {
     pub(crate) reconciled: Counter,
     pub(crate) reader_stalls: Counter,
     leases: [Counter; 2],
+    commands: [Counter; 2],
+    pub(crate) commands_passed_over: Counter,
+    pub(crate) recalled: Counter,
+    pub(crate) cancelled: Counter,
     pub(crate) partitions_missing: Counter,
     pub(crate) partitions_ahead_hours: Gauge,
     pub(crate) maintenance_failures: Counter,
@@ -79,6 +86,11 @@ impl Metrics {
             fenced: counter!("floodway_retry_fenced_total"),
             reconciled: counter!("floodway_retry_reconciled_total"),
             leases: ["void", "fired"].map(|end| counter!("floodway_retry_leases_total", "end" => end)),
+            commands: ["now", "cancel"]
+                .map(|action| counter!("floodway_retry_commands_total", "action" => action)),
+            commands_passed_over: counter!("floodway_retry_commands_passed_over_total"),
+            recalled: counter!("floodway_retry_recalled_total"),
+            cancelled: counter!("floodway_retry_cancelled_total"),
             reader_stalls: counter!("floodway_retry_reader_stalls_total"),
             partitions_missing: counter!("floodway_retry_partitions_missing_total"),
             partitions_ahead_hours: gauge!("floodway_retry_partitions_ahead_hours"),
@@ -114,6 +126,11 @@ impl Metrics {
     /// Counts a lease whose time came, by whether it fired.
     pub(crate) fn lease(&self, fires: bool) {
         self.leases[usize::from(fires)].increment(1);
+    }
+
+    /// Counts a command to pending retries.
+    pub(crate) fn command(&self, action: RetryAction) {
+        self.commands[usize::from(action == RetryAction::Cancel)].increment(1);
     }
 
     /// Counts an occasion on which records may have been lost.
@@ -162,6 +179,19 @@ fn describe() {
         "floodway_retry_leases_total",
         "Deliveries in doubt whose lease ended: void, for their own outcome had come, or fired, to be made again."
     );
+    describe_counter!(
+        "floodway_retry_commands_total",
+        "Commands to pending retries taken, by action; one that goes to all shards counts in each."
+    );
+    describe_counter!(
+        "floodway_retry_commands_passed_over_total",
+        "Commands to pending retries passed over: written twice, or beyond what a shard keeps."
+    );
+    describe_counter!(
+        "floodway_retry_recalled_total",
+        "Retries produced before their time because a command asked for them."
+    );
+    describe_counter!("floodway_retry_cancelled_total", "Retries that a command cancelled, told in history.");
     describe_counter!(
         "floodway_retry_reader_stalls_total",
         "Times that the client had stopped reading a shard's outcomes although there were more."

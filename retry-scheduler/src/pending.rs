@@ -132,6 +132,21 @@ impl Pending {
         failed.into_iter().for_each(|row| self.insert(row));
     }
 
+    /// Takes a row before its time, beside those taken because they are due; `None` when none waits there. It does not count for the
+    /// furthest place: what is stored before it meanwhile is to fire before it.
+    pub(crate) fn withdraw(&mut self, position: Position) -> Option<PendingRetry> {
+        let row = self.waiting.remove(&position)?;
+        self.bytes -= size_of(&row);
+        let (first, last) = self.taken.unwrap_or((position, position));
+        self.taken = Some((first.min(position), last.max(position)));
+        Some(row)
+    }
+
+    /// A row that was withdrawn waits on.
+    pub(crate) fn give_back(&mut self, row: PendingRetry) {
+        self.insert(row);
+    }
+
     /// How far the cursor may move, given that the server's clock shows `now` at least.
     pub(crate) fn watermark(&self, now: DbInstant) -> Position {
         let first_waiting = self.waiting.first_key_value().map(|(position, _)| *position);

@@ -261,6 +261,7 @@ fn later(
         subscription: outcome.subscription,
         attempt,
         since: outcome.since,
+        lease: outcome.kind == OutcomeKind::InDoubt,
         event,
     };
     // Encoding what was just decoded cannot fail: there is no map with keys other than strings.

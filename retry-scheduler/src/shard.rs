@@ -11,6 +11,9 @@
 //! 4. **Move the cursor** past what was acknowledged; on an idle shard, past the time in which nothing was due.
 //! 5. **Extend the horizon**: read the rows that fall due next into memory.
 //!
+//! Commands to pending retries come by the same log, and what they leave is stored with its position and with the cursor: see
+//! [`commands`].
+//!
 //! What happens at each point where the process may end, or be cut off:
 //!
 //! | at | effect |
@@ -25,6 +28,9 @@
 //! While the database is away nothing is read, produced or dropped. One thread of the process asks for all whether it is
 //! back (see [`crate::circuit`]); then each asks for its shard's row until it gets it, compares it with what it believes, and goes on or starts over.
 
+mod commands;
+
+use self::commands::{Cancelled, Early, RECALL_INTERVAL, Recalled};
 use crate::{
     ahead::{Ahead, Seen, while_reading},
     batch::{self, Batch, Letters},
@@ -33,11 +39,13 @@ use crate::{
     config::Settings,
     dependency::{Dependency, Reporter},
     intake::Intake,
+    marks::Marks,
     metrics::{Metrics, ShardMetrics},
     pending::Pending,
     publish::{Acks, Publisher},
     read::Poison,
     reader::{Polled, Reader},
+    recalls::Recalls,
     repeats::Repeats,
     stop::{Ending, Stop},
     takeover::{self, Obstacle, TakenOver},
@@ -48,8 +56,8 @@ use floodway_runtime::{
     stall::{Finding, StallWatch},
 };
 use floodway_store::{
-    Pool,
-    retry::{self, PendingRetry, WriteError},
+    DbInstant, Pool,
+    retry::{self, PendingRetry, Position, WriteError},
 };
 use rdkafka::Message;
 use std::{
@@ -231,6 +239,8 @@ fn take_over(shared: &Shared, shard: i32, stop: &Stop) -> Option<TakenOver> {
 struct Firing {
     rows: Vec<PendingRetry>,
     acks: Arc<Acks>,
+    /// The last part of the rows, which came before its time.
+    early: Option<Early>,
 }
 
 /// The owner of a shard, within one epoch.
@@ -260,6 +270,13 @@ struct Owner<'s> {
     /// The offset from which nothing is read again; `None` when it was reached.
     replayed_at: Option<i64>,
     fire_backoff: Backoff,
+    /// What commands mean for pending retries.
+    marks: Marks,
+    recalls: Recalls,
+    /// To be produced with the next rows.
+    recalled: Option<Recalled>,
+    /// Whose history is not stored.
+    cancelled: Vec<Cancelled>,
     clock: DbClock,
     /// When the last write was sent that proved the ownership.
     fenced_at: Instant,
@@ -273,8 +290,9 @@ struct Owner<'s> {
 
 impl<'s> Owner<'s> {
     fn new(shared: &'s Shared, shard: i32, stop: &'s Stop, taken: TakenOver) -> Self {
-        let TakenOver { row, at, fenced_at, reader, replays } = taken;
+        let TakenOver { row, marks, at, fenced_at, reader, replays } = taken;
         let settings = &shared.settings;
+        let marks = Marks::new(marks);
         Self {
             shared,
             shard,
@@ -299,6 +317,10 @@ impl<'s> Owner<'s> {
             fire_after: replays.then(|| at + REPLAY_PATIENCE),
             replayed_at: replays.then_some(row.next_offset),
             fire_backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+            recalls: Recalls::new(&marks, settings.recall_rate, Instant::now()),
+            marks,
+            recalled: None,
+            cancelled: Vec::new(),
             clock: DbClock::new(row.db_now, at),
             fenced_at,
             cursor_moved_at: at,
@@ -335,6 +357,8 @@ impl<'s> Owner<'s> {
         self.ingest()?;
         self.commit()?;
         self.settle();
+        self.seek()?;
+        self.recall()?;
         self.fire()?;
         self.move_cursor()?;
         self.extend_horizon()?;
@@ -440,7 +464,10 @@ impl<'s> Owner<'s> {
         if self.acknowledged {
             wake = wake.min(self.cursor_moved_at + self.shared.settings.cursor_interval);
         }
-        if self.wants_page(now) {
+        if self.recalls.is_ready() || self.recalled.is_some() {
+            wake = wake.min(now + RECALL_INTERVAL);
+        }
+        if self.wants_page(now) || self.recalls.wants_page() {
             wake = now;
         }
         wake.max(now)
@@ -514,6 +541,7 @@ impl<'s> Owner<'s> {
             intake: &mut self.intake,
             stall: &mut self.stall,
         });
+        let marks = &self.marks;
         let sent_at = Instant::now();
         let store = || {
             call(shared, async {
@@ -521,12 +549,21 @@ impl<'s> Owner<'s> {
                 let transaction = retry::begin(&mut client, shard, epoch, first.from, first.to).await?;
                 *clock = DbClock::new(transaction.db_now, Instant::now());
                 let floor = floor.max(transaction.cursor);
+                let mut new = Self::new_marks(&first.commands, marks, transaction.db_now);
+                Self::shorten_deferrals(first, marks, transaction.db_now, &new);
                 batch::place(&mut first.entries, transaction.db_now, floor, shared.settings.limits());
                 let rows = batch::rows(&first.entries);
                 transaction.add_retries(shard, &rows.retries).await?;
                 transaction.add_deliveries(shard, &rows.deliveries).await?;
                 transaction.add_dead_letters(shard, &rows.dead_letters).await?;
                 transaction.add_counts(&rows.counts.iter().collect::<Vec<_>>()).await?;
+                if !new.is_empty() {
+                    let last_due = transaction.last_due(shard).await?;
+                    new.iter_mut()
+                        .for_each(|mark| mark.until = last_due.map_or(mark.until, |due| due.max(mark.until)));
+                    transaction.add_marks(shard, &new.iter().collect::<Vec<_>>()).await?;
+                }
+                first.marks = new;
                 *commit_sent = true;
                 transaction.commit().await
             })
@@ -569,6 +606,7 @@ impl<'s> Owner<'s> {
                 self.pending.stored(pending, position);
             }
         }
+        self.marks_are_stored(first.commands.len(), first.marks);
     }
 
     fn wait_for_partition(&mut self, now: Instant) {
@@ -612,7 +650,8 @@ impl<'s> Owner<'s> {
     fn fire(&mut self) -> Result<(), Trouble> {
         let now = Instant::now();
         let is_due = self.pending.next_due().is_some_and(|due| due <= self.clock.now(now));
-        if !is_due || self.firing.is_some() || self.fire_after.is_some_and(|after| after > now) {
+        let is_wanted = is_due || self.recalled.is_some();
+        if !is_wanted || self.firing.is_some() || self.fire_after.is_some_and(|after| after > now) {
             return Ok(());
         }
         let settings = &self.shared.settings;
@@ -620,9 +659,11 @@ impl<'s> Owner<'s> {
             self.store_cursor()?;
         }
         let rows = self.pending.take_due(self.clock.now(now), settings.fire_rows, settings.fire_bytes);
-        let rows = self.unless_void(rows);
+        let mut rows = self.unless_void(rows);
+        self.unless_marked(&mut rows);
+        let early = self.add_recalled(&mut rows);
         let acks = self.shared.publisher.due(self.shard, &rows);
-        self.firing = Some(Firing { rows, acks });
+        self.firing = Some(Firing { rows, acks, early });
         Ok(())
     }
 
@@ -644,23 +685,31 @@ impl<'s> Owner<'s> {
     /// Looks at what became of the rows produced. Rows that were not acknowledged go back and are tried again.
     fn settle(&mut self) {
         let Some(failed) = self.firing.as_ref().and_then(|firing| firing.acks.result()) else { return };
-        let Some(Firing { rows, .. }) = self.firing.take() else { return };
+        let Some(Firing { rows, early, .. }) = self.firing.take() else { return };
+        let first_early = early.as_ref().map_or(rows.len(), Early::first_index);
+        let (mut again, early_rows) = (Vec::new(), rows.len() - first_early);
         let now = Instant::now();
         let db_now = self.clock.now(now);
         let total = rows.len();
         let mut back = Vec::with_capacity(failed.len());
         for (index, row) in rows.into_iter().enumerate() {
             if failed.iter().any(|failed| failed.index == index) {
-                back.push(row);
-            } else {
+                if index >= first_early {
+                    again.push(row.position);
+                }
+                // One beyond what memory knows is in the table only.
+                if row.position <= self.pending.loaded() {
+                    back.push(row);
+                }
+            } else if index < first_early {
                 self.intake.leases.fired(row.position.id);
                 self.shared.metrics.lateness_seconds.record(db_now.since(row.position.due));
             }
         }
-        self.shared.metrics.due_produced.increment((total - back.len()) as u64);
-        self.shared.metrics.due_failed.increment(back.len() as u64);
-        self.acknowledged |= back.len() < total;
-        if back.is_empty() {
+        self.shared.metrics.due_produced.increment((total - failed.len()) as u64);
+        self.shared.metrics.due_failed.increment(failed.len() as u64);
+        self.acknowledged |= failed.len() < total;
+        if failed.is_empty() {
             self.fire_backoff.reset();
             self.fire_after = None;
         } else {
@@ -668,10 +717,15 @@ impl<'s> Owner<'s> {
                 tracing::error!(shard = self.shard, "a retry is too large for the topic of due records");
             }
             // A record that is refused alone must not slow the others down more than a little.
-            let wait = if back.len() < total { RETRY_FIRST } else { self.fire_backoff.next(rand::random()) };
+            let wait =
+                if failed.len() < total { RETRY_FIRST } else { self.fire_backoff.next(rand::random()) };
             self.fire_after = Some(now + wait);
         }
         self.pending.settle(back);
+        if let Some(early) = early {
+            let acknowledged = early_rows - again.len();
+            self.settle_early(early, again, acknowledged);
+        }
     }
 
     // ---- Cursor
@@ -680,7 +734,7 @@ impl<'s> Owner<'s> {
     fn move_cursor(&mut self) -> Result<(), Trouble> {
         let settings = &self.shared.settings;
         let interval = if self.acknowledged { settings.cursor_interval } else { settings.idle_interval };
-        if self.cursor_moved_at.elapsed() < interval {
+        if self.cursor_moved_at.elapsed() < interval && !self.has_much_to_tell() {
             return Ok(());
         }
         self.store_cursor()
@@ -690,19 +744,27 @@ impl<'s> Owner<'s> {
     fn store_cursor(&mut self) -> Result<(), Trouble> {
         let sent_at = Instant::now();
         let cursor = self.pending.watermark(self.clock.now(sent_at));
+        let db_now = match self.store_marked(cursor) {
+            Some(result) => result?,
+            None => self.store_bare(cursor)?,
+        };
+        self.clock = DbClock::new(db_now, Instant::now());
+        self.fenced_at = sent_at;
+        self.cursor_moved_at = sent_at;
+        self.acknowledged = false;
+        self.pending.cursor_moved(cursor);
+        self.marks.expire(cursor);
+        Ok(())
+    }
+
+    fn store_bare(&self, cursor: Position) -> Result<DbInstant, Trouble> {
         let next_offset = self.stored_offset();
         let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
         let db_now = call(shared, async {
             let client = shared.pool.get().await?;
             retry::move_cursor(&client, shard, epoch, next_offset, cursor).await
         })?;
-        let Some(db_now) = db_now else { return Err(Trouble::Fenced) };
-        self.clock = DbClock::new(db_now, Instant::now());
-        self.fenced_at = sent_at;
-        self.cursor_moved_at = sent_at;
-        self.acknowledged = false;
-        self.pending.cursor_moved(cursor);
-        Ok(())
+        db_now.ok_or(Trouble::Fenced)
     }
 
     /// Next offset as the database has it.
@@ -794,6 +856,7 @@ impl<'s> Owner<'s> {
         }
         self.commit_sent = false;
         self.pending.cursor_moved(row.cursor);
+        self.cursor_was_stored(row.cursor);
         // A write soon, to know whether the database takes them.
         self.acknowledged = true;
         self.shared.metrics.reconciled.increment(1);

@@ -16,7 +16,10 @@ use crate::{
     shard::{Shared, call},
 };
 use floodway_schemas::UnixMillis;
-use floodway_store::retry::{self, Shard};
+use floodway_store::{
+    retry::{self, Shard},
+    retry_marks::{self, Mark},
+};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -28,6 +31,8 @@ const TIME_MARGIN: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct TakenOver {
     /// Its row.
     pub(crate) row: Shard,
+    /// What commands to its pending retries left.
+    pub(crate) marks: Vec<Mark>,
     /// When the row's clock was received.
     pub(crate) at: Instant,
     /// When the statement that proved the ownership was sent.
@@ -77,9 +82,14 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
     } else {
         shared.outcomes_log.up(crate::dependency::Reporter::Shard(shard));
     }
+    let cursor = row.cursor;
+    let marks = call(shared, async {
+        let client = shared.pool.get().await?;
+        retry_marks::marks(&client, shard, cursor).await
+    })?;
     let start = replay_from(shared, shard, &reader, bounds, &row)?;
     reader.start(start)?;
-    Ok(TakenOver { row, at, fenced_at, reader, replays: start < row.next_offset })
+    Ok(TakenOver { row, marks, at, fenced_at, reader, replays: start < row.next_offset })
 }
 
 /// Where to go on if the log does not have the row's next offset.

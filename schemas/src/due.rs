@@ -85,6 +85,9 @@ pub struct Due<'a> {
     pub attempt: u32,
     /// Where the delivery's age starts: acceptance, or the request to replay.
     pub since: UnixMillis,
+    /// Whether it is the lease of a delivery that was under way when it was handed over. Commands to pending retries pass it by.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lease: bool,
     /// The event's envelope, or the array of a batch's, see [`crate::batch`].
     #[serde(borrow)]
     pub event: &'a RawValue,
@@ -120,6 +123,7 @@ mod tests {
             subscription: SubscriptionId(uuid!("01938f2e-0000-7000-8000-000000000002")),
             attempt: 2,
             since: UnixMillis(1_795_275_240_123),
+            lease: false,
             event,
         };
         assert_eq!(String::from_utf8(due.encode().unwrap()).unwrap(), golden);
@@ -134,7 +138,7 @@ mod tests {
                 let due = Due {
                     v: DUE_VERSION, origin, attempt,
                     tenant: TenantId(Uuid::from_u128(bits)), subscription: SubscriptionId(Uuid::from_u128(!bits)),
-                    since: UnixMillis(id), event: &event,
+                    since: UnixMillis(id), lease: false, event: &event,
                 };
                 let json = due.encode().unwrap();
                 let read = Due::decode(&json).unwrap();

@@ -48,6 +48,10 @@ uuid_id!(
     ReplayId
 );
 uuid_id!(
+    /// One command to pending retries.
+    RetryCommandId
+);
+uuid_id!(
     /// One pass of a consumer group over a partition: kept across crashes and rebalances, new after its
     /// offsets were reset. It tells a deliberate replay from a redelivery.
     RunId

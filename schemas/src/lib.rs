@@ -20,6 +20,7 @@ pub mod ids;
 pub mod outcome;
 pub mod pattern;
 pub mod problem;
+pub mod retry_command;
 pub mod retry_policy;
 pub mod seal;
 pub mod time;

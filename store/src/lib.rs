@@ -20,12 +20,14 @@ pub mod missing_indexes;
 pub mod outbox;
 pub mod page;
 pub mod partitions;
+pub mod pending_retries;
 pub mod pool;
 mod rate;
 pub mod recover;
 pub mod replays;
 pub mod replica;
 pub mod retry;
+pub mod retry_marks;
 pub mod subscriptions;
 pub mod tenants;
 #[cfg(feature = "testing")]

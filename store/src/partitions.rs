@@ -39,6 +39,8 @@ const DETACH_TIMEOUT_MS: u32 = 30_000;
 pub enum Table {
     /// Pending retries, by due time.
     Retry,
+    /// What commands to them leave behind, by the due time of the last one covered.
+    RetryMark,
     /// History, by the time it was recorded.
     Delivery,
     /// Counts, by minute.
@@ -58,7 +60,7 @@ pub enum Table {
 pub struct Plan {
     /// Hours for which retries have a partition per hour; the day that they end in is filled up with hours.
     pub retry_hours: u32,
-    /// Days for which retries have partitions.
+    /// Days for which retries and their marks have partitions.
     pub retry_days: u32,
     /// Hours ahead for history.
     pub delivery_hours: u32,
@@ -120,8 +122,9 @@ pub struct Report {
 
 impl Table {
     /// Every partitioned table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Retry,
+        Self::RetryMark,
         Self::Delivery,
         Self::DeliveryCount,
         Self::DeliveryCountHour,
@@ -133,6 +136,7 @@ impl Table {
     fn name(self) -> &'static str {
         match self {
             Self::Retry => "retry",
+            Self::RetryMark => "retry_mark",
             Self::Delivery => "delivery",
             Self::DeliveryCount => "delivery_count",
             Self::DeliveryCountHour => "delivery_count_hour",
@@ -145,6 +149,7 @@ impl Table {
     fn time_column(self) -> &'static str {
         match self {
             Self::Retry => "due_at",
+            Self::RetryMark => "until",
             Self::Delivery | Self::DeadLetter => "recorded_at",
             Self::DeliveryCount => "minute",
             Self::DeliveryCountHour => "hour",
@@ -242,6 +247,11 @@ fn missing(table: Table, plan: Plan, now: DbInstant, existing: &[Span]) -> Vec<S
             let end = DbInstant(now.0 + i64::from(plan.retry_days) * DAY_US);
             fill(&mut wanted, now, hours_end, Step::Hour, existing);
             fill(&mut wanted, hours_end, end, Step::Day, existing);
+        }
+        Table::RetryMark => {
+            // As far as retries reach, whose days are whole.
+            let end = DbInstant(now.0 + (i64::from(plan.retry_days) + 1) * DAY_US);
+            fill(&mut wanted, now, end, Step::Month, existing);
         }
         Table::Delivery => {
             let end = DbInstant(now.0 + i64::from(plan.delivery_hours) * HOUR_US);
@@ -357,7 +367,7 @@ async fn drop_behind(
 ) -> Result<(), Error> {
     let (existing, now) = existing(client, table).await?;
     let keep_from = match table {
-        Table::Retry => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
+        Table::Retry | Table::RetryMark => retry::lowest_cursor(client).await?.unwrap_or(DbInstant(i64::MIN)),
         Table::Delivery => now.minus(retention.deliveries),
         Table::DeliveryCount => counts_from(client, Level::Minute, retention, now).await?,
         Table::DeliveryCountHour => counts_from(client, Level::Hour, retention, now).await?,

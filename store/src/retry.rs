@@ -158,7 +158,7 @@ pub async fn end_hung_batches(client: &tokio_postgres::Client) -> Result<i64, Er
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
         WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
           AND state = 'active' AND wait_event = 'ClientRead'
-          AND query ~ '^COPY (retry|delivery|delivery_count|dead_letter) [(].*FROM STDIN BINARY'
+          AND query ~ '^COPY (retry|retry_mark|delivery|delivery_count|dead_letter) [(].*FROM STDIN BINARY'
           AND xact_start < clock_timestamp() - $1 * interval '1 millisecond'";
     let limit = TRANSACTION_TIMEOUT.as_millis() as f64;
     Ok(client.query_typed_one(sql, &[(&limit, Type::FLOAT8)]).await?.try_get(0)?)
@@ -324,7 +324,41 @@ pub async fn begin(
     Ok(Batch { transaction, db_now, cursor })
 }
 
-impl Batch<'_> {
+/// Opens a transaction that moves the cursor and stores what goes with that.
+///
+/// # Errors
+/// As [`begin`].
+pub async fn begin_move(
+    client: &mut Client,
+    shard: i32,
+    epoch: i64,
+    next_offset: i64,
+    cursor: Position,
+) -> Result<Batch<'_>, WriteError> {
+    let transaction = client.transaction().await?;
+    let sql = format!(
+        "-- begin_move
+        UPDATE retry_shard SET cur_due = $4, cur_id = $5
+        WHERE shard = $1 AND epoch = $2 AND next_offset = $3
+        RETURNING clock_timestamp(), {LIMITS}"
+    );
+    let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+        (&shard, Type::INT4),
+        (&epoch, Type::INT8),
+        (&next_offset, Type::INT8),
+        (&cursor.due, Type::TIMESTAMPTZ),
+        (&cursor.id, Type::INT8),
+    ];
+    let row = transaction.query_typed_opt(&sql, &parameters).await?.ok_or(WriteError::Fenced)?;
+    let db_now = row.try_get(0)?;
+    Ok(Batch { transaction, db_now, cursor })
+}
+
+impl<'c> Batch<'c> {
+    pub(crate) fn transaction(&self) -> &Transaction<'c> {
+        &self.transaction
+    }
+
     /// Appends pending retries.
     pub async fn add_retries(&self, shard: i32, rows: &[&NewRetry]) -> Result<(), WriteError> {
         const TYPES: [Type; 9] = [
@@ -389,7 +423,7 @@ impl Batch<'_> {
         Ok(self.transaction.commit().await?)
     }
 
-    async fn copy<T>(
+    pub(crate) async fn copy<T>(
         &self,
         sql: &str,
         types: &[Type],

@@ -59,6 +59,7 @@ async fn records_that_cannot_be_used_do_not_stop_their_partition() {
             subscription: subscription.id,
             attempt: 1,
             since: clock::now(),
+            lease: false,
             event,
         };
         due.encode().unwrap()

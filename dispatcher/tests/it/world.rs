@@ -180,7 +180,16 @@ impl World {
         since: UnixMillis,
     ) {
         let event = serde_json::from_str(event).unwrap();
-        let due = Due { v: DUE_VERSION, origin, tenant: self.tenant, subscription, attempt, since, event };
+        let due = Due {
+            v: DUE_VERSION,
+            origin,
+            tenant: self.tenant,
+            subscription,
+            attempt,
+            since,
+            lease: false,
+            event,
+        };
         self.produce(topic, None, &subscription.to_string(), &due.encode().unwrap());
     }
 

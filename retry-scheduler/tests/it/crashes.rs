@@ -25,7 +25,7 @@ const PASSED: &str = "SELECT count(*) FROM retry, retry_shard WHERE (due_at, id)
 const COUNTED: &str = "SELECT coalesce(sum(n), 0)::bigint FROM delivery_count";
 
 /// Stops every commit of a batch until [`hold`]'s lock is free: deferred triggers run when COMMIT has begun.
-const STOP_COMMITS: &str = "
+pub(crate) const STOP_COMMITS: &str = "
     CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
     CREATE CONSTRAINT TRIGGER stop_commits AFTER UPDATE ON retry_shard DEFERRABLE INITIALLY DEFERRED
@@ -50,7 +50,7 @@ fn all_keys() -> BTreeSet<RetryKey> {
 }
 
 /// Sessions that wait for a lock in a statement like this.
-fn waiting(statement: &str) -> String {
+pub(crate) fn waiting(statement: &str) -> String {
     format!(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
          AND query LIKE '{statement}%'"
@@ -58,7 +58,7 @@ fn waiting(statement: &str) -> String {
 }
 
 /// Waits until the server has noticed that a killed process is gone, and rolled back or committed what it did.
-async fn sessions_end(world: &World) {
+pub(crate) async fn sessions_end(world: &World) {
     let sessions = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{SESSIONS}'"
     );
@@ -66,7 +66,7 @@ async fn sessions_end(world: &World) {
 }
 
 /// A session that may hold a lock for as long as the test needs.
-async fn holder(world: &World) -> DedicatedClient {
+pub(crate) async fn holder(world: &World) -> DedicatedClient {
     let client = world.pool.dedicated().await.unwrap();
     client
         .batch_execute("SET statement_timeout = 0; SET transaction_timeout = 0; SET idle_in_transaction_session_timeout = 0")
@@ -75,13 +75,13 @@ async fn holder(world: &World) -> DedicatedClient {
     client
 }
 
-async fn hold(world: &World) -> DedicatedClient {
+pub(crate) async fn hold(world: &World) -> DedicatedClient {
     let holder = holder(world).await;
     holder.batch_execute("SELECT pg_advisory_lock(4711)").await.unwrap();
     holder
 }
 
-async fn started(world: &World) -> Process {
+pub(crate) async fn started(world: &World) -> Process {
     let process = Process::start(world);
     world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 1).await;
     process

@@ -1,0 +1,286 @@
+//! The work of `now`: finding the retries that a mark covers and handing them out in the order of their arrival. Pure.
+//!
+//! The table is ordered by due time, so a mark's retries are sought by going through all that are pending, a page at a time, for
+//! several marks at once. Only their places are kept, the lowest ids first and no more than a bound; what is beyond it is sought again
+//! when those are done. Marks take turns, and all of a shard share one rate, so that one tenant's million neither fills memory nor
+//! keeps another's single retry, or what is due, waiting.
+
+use crate::marks::{Marks, covers};
+use floodway_store::{DbInstant, retry::Position, retry_marks::Candidate};
+use std::{
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+    time::{Duration, Instant},
+};
+
+/// Places of one mark that are kept, 16 bytes each.
+const MAX_FOUND: usize = 100_000;
+/// Marks that are sought together, and that are handed out in turn; more wait.
+const MAX_TOGETHER: usize = 8;
+/// Retries of one mark that are handed out at once.
+pub(crate) const AT_ONCE: usize = 250;
+/// How long the rate is saved up for: longer would be a burst, shorter many small batches.
+const SAVED_FOR: Duration = Duration::from_millis(250);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Recalls {
+    /// To be sought.
+    waiting: VecDeque<i64>,
+    seek: Option<Seek>,
+    /// To be handed out.
+    ready: VecDeque<Recall>,
+    allowance: Allowance,
+    most: usize,
+}
+
+/// A mark whose retries were found.
+#[derive(Debug)]
+pub(crate) struct Recall {
+    pub(crate) mark: i64,
+    /// Places, by id.
+    found: VecDeque<Position>,
+    /// Whether there may be more than these.
+    has_more: bool,
+}
+
+/// What a round of firing gets.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) recall: Recall,
+    /// In the order of their ids; at least one.
+    pub(crate) places: Vec<Position>,
+}
+
+/// A walk through the pending retries.
+#[derive(Debug)]
+struct Seek {
+    after: Position,
+    marks: BTreeMap<i64, Lowest>,
+}
+
+/// The lowest ids found, and whether some were left out.
+#[derive(Debug, Default)]
+struct Lowest {
+    heap: BinaryHeap<(i64, DbInstant)>,
+    has_more: bool,
+}
+
+/// How many may be handed out.
+#[derive(Debug)]
+struct Allowance {
+    per_second: f64,
+    saved: f64,
+    at: Instant,
+}
+
+impl Recalls {
+    /// For marks that are at work, at most so many retries a second.
+    pub(crate) fn new(marks: &Marks, per_second: u32, now: Instant) -> Self {
+        Self {
+            waiting: marks.at_work().into(),
+            seek: None,
+            ready: VecDeque::new(),
+            allowance: Allowance { per_second: f64::from(per_second), saved: 0.0, at: now },
+            most: MAX_FOUND,
+        }
+    }
+
+    /// A mark was added.
+    pub(crate) fn begin(&mut self, mark: i64) {
+        self.waiting.push_back(mark);
+    }
+
+    /// Whether there is something to hand out.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Where to read on to find what marks cover, if any is to be found. A new walk begins after the cursor.
+    pub(crate) fn seek_after(&mut self, cursor: Position) -> Option<Position> {
+        if self.seek.is_none() && !self.waiting.is_empty() && self.ready.len() < MAX_TOGETHER {
+            let marks = self.waiting.drain(..self.waiting.len().min(MAX_TOGETHER));
+            let marks = marks.map(|mark| (mark, Lowest::default())).collect();
+            self.seek = Some(Seek { after: cursor, marks });
+        }
+        self.seek.as_ref().map(|seek| seek.after)
+    }
+
+    /// Whether [`Recalls::seek_after`] would name a place.
+    pub(crate) fn wants_page(&self) -> bool {
+        self.seek.is_some() || (!self.waiting.is_empty() && self.ready.len() < MAX_TOGETHER)
+    }
+
+    /// The next page, and whether it was the last one. Answers marks that cover nothing more.
+    pub(crate) fn saw(&mut self, marks: &Marks, page: &[Candidate], is_last: bool) -> Vec<i64> {
+        let Some(seek) = &mut self.seek else { return Vec::new() };
+        for (mark, lowest) in &mut seek.marks {
+            let Some(mark) = marks.get(*mark) else { continue };
+            for row in page {
+                let id = row.position.id;
+                if id > mark.done && covers(mark, id, row.tenant, row.subscription, &row.event_id) {
+                    lowest.add(row.position, self.most);
+                }
+            }
+        }
+        if let Some(last) = page.last() {
+            seek.after = last.position;
+        }
+        if !is_last {
+            return Vec::new();
+        }
+        let Some(seek) = self.seek.take() else { return Vec::new() };
+        let (none, some): (Vec<_>, Vec<_>) =
+            seek.marks.into_iter().partition(|(_, lowest)| lowest.heap.is_empty());
+        self.ready.extend(some.into_iter().map(|(mark, lowest)| lowest.into_recall(mark)));
+        none.into_iter().map(|(mark, _)| mark).collect()
+    }
+
+    /// What may be handed out now. Its recall comes back by [`Recalls::back`].
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Share> {
+        let wanted = self.ready.front()?.found.len().min(AT_ONCE);
+        let granted = self.allowance.take(wanted, now);
+        if granted == 0 {
+            return None;
+        }
+        let mut recall = self.ready.pop_front()?;
+        let places = recall.found.drain(..granted.min(recall.found.len())).collect();
+        Some(Share { recall, places })
+    }
+
+    /// A recall comes back, with the places that are still to be handed out, by id. `true` when its work is done.
+    pub(crate) fn back(&mut self, mut recall: Recall, left: Vec<Position>) -> bool {
+        recall.put_back(left);
+        if !recall.found.is_empty() {
+            self.ready.push_back(recall);
+            return false;
+        }
+        if recall.has_more {
+            self.waiting.push_back(recall.mark);
+        }
+        !recall.has_more
+    }
+}
+
+impl Recall {
+    /// Takes back places that were not handed out after all, by id.
+    pub(crate) fn put_back(&mut self, places: Vec<Position>) {
+        places.into_iter().rev().for_each(|place| self.found.push_front(place));
+    }
+}
+
+impl Lowest {
+    fn add(&mut self, place: Position, most: usize) {
+        self.heap.push((place.id, place.due));
+        if self.heap.len() > most {
+            self.heap.pop();
+            self.has_more = true;
+        }
+    }
+
+    fn into_recall(self, mark: i64) -> Recall {
+        let found = self.heap.into_sorted_vec().into_iter().map(|(id, due)| Position { due, id }).collect();
+        Recall { mark, found, has_more: self.has_more }
+    }
+}
+
+impl Allowance {
+    /// Grants up to `wanted`: all, or what is saved when that is worth a batch.
+    fn take(&mut self, wanted: usize, now: Instant) -> usize {
+        let most = (self.per_second * SAVED_FOR.as_secs_f64()).max(1.0);
+        let earned = self.per_second * now.saturating_duration_since(self.at).as_secs_f64();
+        self.saved = (self.saved + earned).min(most);
+        self.at = now;
+        // A quarter of what can be saved, so that records travel together.
+        if self.saved < 1.0 || self.saved < (most / 4.0).min(wanted as f64) {
+            return 0;
+        }
+        let granted = wanted.min(self.saved as usize);
+        self.saved -= granted as f64;
+        granted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use floodway_schemas::retry_command::RetryAction;
+    use floodway_store::retry_marks::Mark;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    fn mark(id: i64, subscription: u128) -> Mark {
+        Mark {
+            id,
+            until: DbInstant(i64::MAX),
+            recorded_at: DbInstant(0),
+            command: Uuid::from_u128(id.unsigned_abs().into()),
+            action: RetryAction::Now,
+            tenant: Uuid::nil(),
+            subscription: Some(Uuid::from_u128(subscription)),
+            event_id: None,
+            retry_id: None,
+            done: -1,
+        }
+    }
+
+    #[test]
+    fn the_rate_holds_and_is_saved_up_for_a_moment_only() {
+        let start = Instant::now();
+        let mut allowance = Allowance { per_second: 1_000.0, saved: 0.0, at: start };
+        assert_eq!(allowance.take(1_000, start + Duration::from_millis(10)), 0, "not worth a batch");
+        assert_eq!(allowance.take(1_000, start + Duration::from_millis(100)), 100);
+        assert_eq!(allowance.take(1_000, start + Duration::from_secs(100)), 250);
+        assert_eq!(allowance.take(3, start + Duration::from_secs(101)), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn every_retry_that_a_mark_covers_is_handed_out_once_in_the_order_of_arrival(
+            rows in proptest::collection::btree_map(0i64..1_000, (0i64..100, 0u128..3), 0..120),
+            commands in proptest::collection::btree_map(1i64..1_200, 0u128..3, 1..12),
+            most in 1usize..40, page in 1usize..30, failing in any::<u64>(),
+        ) {
+            let mut table: Vec<Candidate> = rows.iter().map(|(id, (due, subscription))| Candidate {
+                position: Position { due: DbInstant(*due), id: *id },
+                tenant: Uuid::nil(),
+                subscription: Uuid::from_u128(*subscription),
+                event_id: String::new(),
+            }).collect();
+            table.sort_by_key(|row| row.position);
+            let mut marks = Marks::new(commands.iter().map(|(id, subscription)| mark(*id, *subscription)).collect());
+            let mut now = Instant::now();
+            let mut recalls = Recalls { most, ..Recalls::new(&marks, 10_000, now) };
+            let mut handed: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+            let start = Position { due: DbInstant(-1), id: 0 };
+            for step in 0..5_000u32 {
+                now += Duration::from_millis(100);
+                if let Some(after) = recalls.seek_after(start) {
+                    let rest: Vec<Candidate> = table.iter().filter(|row| row.position > after).take(page).cloned().collect();
+                    for ended in recalls.saw(&marks, &rest, rest.len() < page) {
+                        marks.advance(ended, ended);
+                    }
+                }
+                if let Some(Share { recall, places }) = recalls.take(now) {
+                    prop_assert!(recall.found.len() + places.len() <= most);
+                    // Now and then the last one fails and comes again.
+                    let fails = step < 2_000 && failing & (1 << (step % 64)) != 0;
+                    let cut = places.len() - usize::from(fails);
+                    let (done, again) = places.split_at(cut);
+                    handed.entry(recall.mark).or_default().extend(done.iter().map(|place| place.id));
+                    let (mark, reached) = (recall.mark, done.last().map(|place| place.id));
+                    reached.into_iter().for_each(|reached| marks.advance(mark, reached));
+                    if recalls.back(recall, again.to_vec()) {
+                        marks.advance(mark, mark);
+                    }
+                }
+            }
+            prop_assert!(!recalls.is_ready() && !recalls.wants_page());
+            prop_assert_eq!(marks.at_work(), Vec::<i64>::new());
+            for (command, subscription) in &commands {
+                let covered = rows.iter().filter(|(id, (_, of))| *id < command && of == subscription);
+                let covered: Vec<i64> = covered.map(|(id, _)| *id).collect();
+                prop_assert_eq!(handed.remove(command).unwrap_or_default(), covered);
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Commands to pending retries, in a shard's rounds: what is told cancelled, and what comes before its time.
+//!
+//! What a `now` brings back goes into the same batch on `due` as what is due, after it. A row that memory knows is withdrawn from it;
+//! one beyond is read from the table, and when its time comes its mark says that it is gone. How far a mark is, and the history of what
+//! was cancelled, are stored with the cursor, in one transaction: after a crash both are done again or neither.
+
+use super::{Owner, PAGE_BYTES, Trouble, call};
+use crate::{
+    batch::{Batch, Commanded},
+    dependency::Reporter,
+    marks::{self, Marks, Verdict},
+    recalls::{Recall, Share},
+    subject::{CANCELLED, Subject},
+};
+use floodway_schemas::retry_command::RetryAction;
+use floodway_store::{
+    DbInstant,
+    deliveries::{CountDelta, NewDelivery},
+    retry::{self, PendingRetry, Position, WriteError},
+    retry_marks::{self, Mark},
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
+use uuid::Uuid;
+
+/// Pending retries that are looked through between two other things.
+const SEEK_ROWS: i64 = 10_000;
+
+/// How often what may be recalled is looked at.
+pub(super) const RECALL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Cancelled retries whose history waits to be stored. Beyond it the cursor moves at once, and all of it is stored whether the cursor
+/// passes it or not: a crash could tell it twice.
+const MAX_CANCELLED: usize = 5_000;
+
+/// Longest deferral of a subscription whose deliveries were just asked for.
+const RESUMED_DEFERRAL: Duration = Duration::from_secs(15);
+
+/// A share of a recall with its rows.
+pub(super) struct Recalled {
+    recall: Recall,
+    places: Vec<Position>,
+    /// Those that memory did not know when they were read.
+    rows: BTreeMap<Position, PendingRetry>,
+}
+
+/// The part of a batch on `due` that came before its time.
+pub(super) struct Early {
+    recall: Recall,
+    /// The last id of the share.
+    last: i64,
+    /// Where it begins in the batch.
+    first_index: usize,
+}
+
+/// A retry that was cancelled, until its history is stored.
+pub(super) struct Cancelled {
+    position: Position,
+    /// The mark whose work told it, if it is told before its time.
+    early: Option<i64>,
+    events: i64,
+    row: NewDelivery,
+}
+
+impl Owner<'_> {
+    // ---- Storing commands
+
+    /// What the commands of a batch become: those that are new, as far as there is room.
+    pub(super) fn new_marks(commands: &[Commanded], marks: &Marks, now: DbInstant) -> Vec<Mark> {
+        let mut seen = HashSet::new();
+        let mut is_new = |id: Uuid| !marks.knows(id) && seen.insert(id);
+        let new = commands.iter().filter(|given| is_new(given.command.command.0)).take(marks.room());
+        new.map(|given| marks::mark(given.id, &given.command, now)).collect()
+    }
+
+    /// Cuts the deferrals of subscriptions that were just resumed: who wrote them had not heard of it.
+    pub(super) fn shorten_deferrals(batch: &mut Batch, marks: &Marks, now: DbInstant, new: &[Mark]) {
+        for entry in &mut batch.entries {
+            if let Some(later) = &mut entry.retry
+                && entry.count.kind == "deferred"
+                && later.delay > RESUMED_DEFERRAL
+                && marks.is_resumed(entry.count.subscription, now, new)
+            {
+                later.delay = RESUMED_DEFERRAL;
+            }
+        }
+    }
+
+    /// The marks of a batch with so many commands are stored.
+    pub(super) fn marks_are_stored(&mut self, commands: usize, new: Vec<Mark>) {
+        let passed_over = commands - new.len();
+        if passed_over > 0 {
+            self.shared.metrics.commands_passed_over.increment(passed_over as u64);
+            tracing::warn!(
+                shard = self.shard,
+                n = passed_over,
+                room = self.marks.room(),
+                "commands to pending retries passed over: written twice, or there are too many"
+            );
+        }
+        for mark in new {
+            self.shared.metrics.command(mark.action);
+            tracing::info!(
+                shard = self.shard,
+                id = mark.id,
+                command = %mark.command,
+                action = mark.action.as_str(),
+                "a command to pending retries"
+            );
+            if mark.action == RetryAction::Now {
+                self.recalls.begin(mark.id);
+            }
+            self.marks.add(mark);
+        }
+    }
+
+    // ---- Recalling
+
+    /// Looks through some pending retries for what is to come before its time.
+    pub(super) fn seek(&mut self) -> Result<(), Trouble> {
+        let Some(after) = self.recalls.seek_after(self.pending.cursor()) else { return Ok(()) };
+        let (shared, shard) = (self.shared, self.shard);
+        let page = call(shared, async {
+            let client = shared.pool.get().await?;
+            retry_marks::candidates(&client, shard, after, SEEK_ROWS).await
+        })?;
+        let is_last = i64::try_from(page.len()).unwrap_or(i64::MAX) < SEEK_ROWS;
+        for mark in self.recalls.saw(&self.marks, &page, is_last) {
+            self.recall_ended(mark);
+        }
+        Ok(())
+    }
+
+    /// Reads what may come before its time now.
+    pub(super) fn recall(&mut self) -> Result<(), Trouble> {
+        if self.recalled.is_some() || self.firing.is_some() {
+            return Ok(());
+        }
+        let Some(Share { recall, places }) = self.recalls.take(Instant::now()) else { return Ok(()) };
+        let beyond: Vec<Position> =
+            places.iter().copied().filter(|place| *place > self.pending.loaded()).collect();
+        let read = if beyond.is_empty() { Ok(Vec::new()) } else { self.read_places(&beyond) };
+        let rows = match read {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.recalls.back(recall, places);
+                return Err(error.into());
+            }
+        };
+        // What did not fit is left for the next share, with all that follows it.
+        let cut = rows.last().filter(|_| rows.len() < beyond.len()).map(|last| last.position.id);
+        let (places, left): (Vec<_>, Vec<_>) =
+            places.into_iter().partition(|place| cut.is_none_or(|cut| place.id <= cut));
+        let mut recall = recall;
+        recall.put_back(left);
+        let rows = rows.into_iter().map(|row| (row.position, row)).collect();
+        self.recalled = Some(Recalled { recall, places, rows });
+        Ok(())
+    }
+
+    fn read_places(&self, places: &[Position]) -> Result<Vec<PendingRetry>, floodway_store::Error> {
+        let (shared, shard) = (self.shared, self.shard);
+        call(shared, async {
+            let client = shared.pool.get().await?;
+            retry_marks::at_places(&client, shard, places, PAGE_BYTES).await
+        })
+    }
+
+    /// Adds what was recalled to a batch for `due`.
+    pub(super) fn add_recalled(&mut self, batch: &mut Vec<PendingRetry>) -> Option<Early> {
+        let Recalled { recall, places, mut rows } = self.recalled.take()?;
+        let early =
+            Early { last: places.last().map_or(-1, |last| last.id), first_index: batch.len(), recall };
+        for place in places {
+            let is_known = place <= self.pending.loaded();
+            // One that memory knows and that does not wait there was settled.
+            let row = if is_known { self.pending.withdraw(place) } else { rows.remove(&place) };
+            let Some(row) = row else { continue };
+            let Some(subject) = Subject::of(&row.record).filter(|subject| !subject.is_lease) else {
+                if is_known {
+                    self.pending.give_back(row);
+                }
+                continue;
+            };
+            match self.marks.of_subject(place.id, &subject) {
+                Verdict::Gone => {}
+                Verdict::Fires => batch.push(row),
+                Verdict::Cancelled(command) => {
+                    let row = Self::cancelled(&row, subject, command, self.clock.now(Instant::now()));
+                    self.cancelled.push(Cancelled { early: Some(early.recall.mark), ..row });
+                }
+            }
+        }
+        Some(early)
+    }
+
+    /// What was recalled is acknowledged, except the rows at these places, which come again.
+    pub(super) fn settle_early(&mut self, early: Early, failed: Vec<Position>, acknowledged: usize) {
+        let Early { recall, last, .. } = early;
+        let mark = recall.mark;
+        let done = failed.iter().map(|place| place.id - 1).min().unwrap_or(last);
+        self.marks.advance(mark, done);
+        self.shared.metrics.recalled.increment(acknowledged as u64);
+        // Its progress is to be stored soon.
+        self.acknowledged = true;
+        if self.recalls.back(recall, failed) {
+            self.recall_ended(mark);
+        }
+    }
+
+    fn recall_ended(&mut self, mark: i64) {
+        self.marks.advance(mark, mark);
+        self.acknowledged = true;
+        tracing::info!(shard = self.shard, id = mark, "every retry that the command covers was recalled");
+    }
+
+    // ---- Cancelling
+
+    /// Leaves out rows that are due and were cancelled, or settled before their time.
+    pub(super) fn unless_marked(&mut self, rows: &mut Vec<PendingRetry>) {
+        let now = self.clock.now(Instant::now());
+        let (marks, cancelled) = (&self.marks, &mut self.cancelled);
+        let before = rows.len();
+        rows.retain(|row| match marks.verdict(row) {
+            Verdict::Fires => true,
+            Verdict::Gone => false,
+            Verdict::Cancelled(command) => match Subject::of(&row.record) {
+                Some(subject) => {
+                    cancelled.push(Self::cancelled(row, subject, command, now));
+                    false
+                }
+                None => true,
+            },
+        });
+        self.acknowledged |= rows.len() < before;
+    }
+
+    fn cancelled(row: &PendingRetry, subject: Subject<'_>, command: Uuid, at: DbInstant) -> Cancelled {
+        let (position, events) = (row.position, subject.events());
+        Cancelled { position, early: None, events, row: subject.cancelled(row, at, command) }
+    }
+
+    /// Whether so much history waits that the cursor is to move at once.
+    pub(super) fn has_much_to_tell(&self) -> bool {
+        self.cancelled.len() >= MAX_CANCELLED
+    }
+
+    /// Moves the cursor together with what commands left to be stored; `None` when there is nothing of that kind.
+    pub(super) fn store_marked(&mut self, cursor: Position) -> Option<Result<DbInstant, Trouble>> {
+        let progress = self.marks.unsaved();
+        let told: Vec<usize> =
+            (0..self.cancelled.len()).filter(|&index| self.is_told(index, cursor)).collect();
+        if progress.is_empty() && told.is_empty() {
+            return None;
+        }
+        let result = self.store_progress(cursor, &progress, &told);
+        if result.is_ok() {
+            self.marks.saved();
+            self.forget_told(&told);
+        }
+        Some(match result {
+            Ok(db_now) => Ok(db_now),
+            Err(WriteError::Fenced) => Err(Trouble::Fenced),
+            Err(WriteError::Store(error)) => Err(Trouble::Database(error)),
+            Err(WriteError::MissingPartition) => {
+                self.shared.partitions_wanted.notify_one();
+                let text = "a partition for history is missing".to_owned();
+                Err(Trouble::Database(floodway_store::Error::Unavailable(text)))
+            }
+            Err(WriteError::Refused(reason)) => {
+                // Better without their history than not at all.
+                tracing::error!(
+                    shard = self.shard,
+                    n = told.len(),
+                    reason,
+                    "history of cancelled retries is refused"
+                );
+                self.shared.database_health.up(Reporter::Shard(self.shard));
+                self.forget_told(&told);
+                Err(Trouble::Database(floodway_store::Error::Other(reason)))
+            }
+        })
+    }
+
+    /// Whether a cancelled retry's history goes with this cursor: the cursor, or its mark's progress, passes it.
+    fn is_told(&self, index: usize, cursor: Position) -> bool {
+        let cancelled = &self.cancelled[index];
+        let is_passed = |mark| self.marks.get(mark).is_none_or(|mark| cancelled.position.id <= mark.done);
+        cancelled.position <= cursor || self.has_much_to_tell() || cancelled.early.is_some_and(is_passed)
+    }
+
+    fn forget_told(&mut self, told: &[usize]) {
+        self.shared.metrics.cancelled.increment(told.len() as u64);
+        let mut index = 0;
+        self.cancelled.retain(|_| {
+            index += 1;
+            told.binary_search(&(index - 1)).is_err()
+        });
+    }
+
+    fn store_progress(
+        &self,
+        cursor: Position,
+        progress: &[Mark],
+        told: &[usize],
+    ) -> Result<DbInstant, WriteError> {
+        let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
+        let next_offset = self.stored_offset();
+        let told: Vec<&Cancelled> = told.iter().map(|&index| &self.cancelled[index]).collect();
+        let deliveries: Vec<&NewDelivery> = told.iter().map(|cancelled| &cancelled.row).collect();
+        let counts = counts(&told);
+        call(shared, async {
+            let mut client = shared.pool.get().await?;
+            let transaction = retry::begin_move(&mut client, shard, epoch, next_offset, cursor).await?;
+            let db_now = transaction.db_now;
+            transaction.add_marks(shard, &progress.iter().collect::<Vec<_>>()).await?;
+            transaction.add_deliveries(shard, &deliveries).await?;
+            transaction.add_counts(&counts.iter().collect::<Vec<_>>()).await?;
+            transaction.commit().await?;
+            Ok(db_now)
+        })
+    }
+
+    /// The database has this cursor: what it passed was told with it, though the answer was lost.
+    pub(super) fn cursor_was_stored(&mut self, cursor: Position) {
+        self.cancelled.retain(|cancelled| cancelled.position > cursor);
+    }
+}
+
+impl Early {
+    /// Where it begins in the batch.
+    pub(super) fn first_index(&self) -> usize {
+        self.first_index
+    }
+}
+
+fn counts(told: &[&Cancelled]) -> Vec<CountDelta> {
+    let mut counts: BTreeMap<(Uuid, Uuid), i64> = BTreeMap::new();
+    for cancelled in told {
+        *counts.entry((cancelled.row.tenant, cancelled.row.subscription)).or_default() += cancelled.events;
+    }
+    let delta = |((tenant, subscription), n)| CountDelta { tenant, subscription, kind: CANCELLED, n };
+    counts.into_iter().map(delta).collect()
+}
