@@ -342,6 +342,7 @@ fn new_row(
         url: api.endpoints.check(&new.url).map_err(Refusal::Invalid)?,
         types: checked_types(new.types.unwrap_or_else(|| vec![TypePattern::Any]))?,
         state: SubscriptionState::Active,
+        paused_since: None,
         active_from: new.active_from.map_or(now, |at| at.0),
         secrets: vec![secret],
         retry: checked_retry(new.retry)?,

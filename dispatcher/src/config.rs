@@ -79,7 +79,8 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__ALLOWED_NETWORKS`: networks (CIDR) that deliveries may reach although they are not public; default
     /// none. For example `["127.0.0.0/8"]` on a developer's machine.
     pub allowed_networks: Vec<IpNet>,
-    /// `FLOODWAY_DISPATCHER__PAUSED_RECHECK`: how long a delivery of a paused subscription is deferred; default `15s`.
+    /// `FLOODWAY_DISPATCHER__PAUSED_RECHECK`: how long a delivery of a paused subscription is deferred at least; default
+    /// `15s`. It is deferred for as long again as the subscription has been paused, for an hour at most.
     #[serde(with = "humantime_serde")]
     pub paused_recheck: Duration,
     /// `FLOODWAY_DISPATCHER__MAX_DEFERRAL`: longest deferral of a busy subscription's delivery; default `30s`.

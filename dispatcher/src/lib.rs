@@ -41,6 +41,7 @@ mod outcome_record;
 mod outcomes;
 mod ownership;
 mod partition;
+mod paused;
 mod places;
 mod pool;
 mod read_map;

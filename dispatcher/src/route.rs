@@ -12,6 +12,7 @@ use crate::{
     life::Phase,
     metrics::{Deferral, Filtered, Metrics, Skip},
     partition::{Partition, Receipt},
+    paused,
     repeats::{Fingerprint, Repeats},
     subscriptions::{Endpoint, Subscriptions},
 };
@@ -67,7 +68,7 @@ pub(crate) struct Router {
     pub(crate) batches: Batches,
     /// Where deliveries go.
     pub(crate) deliverer: Arc<Deliverer>,
-    /// Wait before a paused subscription is looked at again.
+    /// Least wait before a paused subscription is looked at again.
     pub(crate) paused_recheck: Duration,
     /// Age up to which an unknown subscription may still be on its way.
     pub(crate) config_grace: Duration,
@@ -444,7 +445,11 @@ impl Router {
                 _ if now > endpoint.subscription.retry.expires_at(since) => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));
                 }
-                SubscriptionState::Paused => self.defer(order, Deferral::Paused, self.paused_recheck, now),
+                SubscriptionState::Paused => {
+                    let since = endpoint.subscription.paused_since;
+                    let wait = paused::deferral(self.paused_recheck, since, now);
+                    self.defer(order, Deferral::Paused, wait, now);
+                }
                 SubscriptionState::Disabled => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::SubscriptionDisabled));
                 }

@@ -140,6 +140,9 @@ pub struct Subscription {
     pub types: Vec<TypePattern>,
     /// Whether deliveries are made.
     pub state: SubscriptionState,
+    /// Since when it is paused, or when it was last changed while it was; `None` while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_since: Option<UnixMillis>,
     /// Events whose record time is earlier are not delivered.
     pub active_from: UnixMillis,
     /// Signing secrets, newest first; several while a rotation overlaps.

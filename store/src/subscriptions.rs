@@ -3,7 +3,7 @@
 use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
-    config::{CONFIG_VERSION, ConfigChange, ConfigKey, History, Subscription},
+    config::{CONFIG_VERSION, ConfigChange, ConfigKey, History, Subscription, SubscriptionState},
     ids::{SubscriptionId, TenantId},
 };
 use std::num::NonZeroU32;
@@ -66,6 +66,7 @@ pub async fn update(
     now: UnixMillis,
 ) -> Result<(), Error> {
     row.record.version += 1;
+    row.record.paused_since = (row.record.state == SubscriptionState::Paused).then_some(now);
     row.updated_at = now;
     let record = &row.record;
     let sql = "-- subscriptions::update
@@ -160,6 +161,7 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
     let url: &str = row.try_get("url")?;
     let url = url.parse().map_err(|_| Error::Other("column url holds no URL".to_owned()))?;
     let timeout_ms: i32 = row.try_get("timeout_ms")?;
+    let (state, updated_at) = (word::read(row, "state")?, timestamp::column(row, "updated_at")?);
     let record = Subscription {
         v: CONFIG_VERSION,
         version: word::read_version(row)?,
@@ -167,7 +169,9 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         tenant: TenantId(row.try_get("tenant_id")?),
         url,
         types: word::read_json(row, "types")?,
-        state: word::read(row, "state")?,
+        state,
+        // Every change of a paused subscription is published with its own time.
+        paused_since: (state == SubscriptionState::Paused).then_some(updated_at),
         active_from: timestamp::column(row, "active_from")?,
         secrets: word::read_json(row, "secrets")?,
         retry: word::read_json(row, "retry")?,
@@ -182,7 +186,7 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         record,
         name: row.try_get("name")?,
         created_at: timestamp::column(row, "created_at")?,
-        updated_at: timestamp::column(row, "updated_at")?,
+        updated_at,
     })
 }
 

@@ -121,6 +121,7 @@ impl World {
             url,
             types: vec!["*".parse().unwrap()],
             state: SubscriptionState::Active,
+            paused_since: None,
             active_from: UnixMillis(0),
             secrets: vec![self.seal(id, SECRET, None)],
             retry: RetryPolicy::new(vec![10.0], 0.0, 3600.0).unwrap(),
