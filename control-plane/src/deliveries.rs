@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 /// Decisions by name: what the filter `status` takes.
-const KINDS: [&str; 5] = ["delivered", "retry", "deferred", "dead", "disable"];
+const KINDS: [&str; 6] = ["delivered", "retry", "deferred", "dead", "disable", "cancelled"];
 
 /// Which deliveries to list. Absent ones do not restrict.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -31,7 +31,7 @@ pub(crate) struct DeliveryQuery {
     /// To this subscription.
     #[param(value_type = Option<Uuid>)]
     subscription: Option<SubscriptionId>,
-    /// With this result: `delivered`, `retry`, `deferred`, `dead` or `disable`.
+    /// With this result: `delivered`, `retry`, `deferred`, `dead`, `disable` or `cancelled`.
     status: Option<String>,
     /// Of the event with this id, alone or in a batch.
     event_id: Option<String>,
@@ -280,6 +280,8 @@ pub(crate) struct CountView {
     dead: i64,
     /// Given up for 410 Gone.
     disable: i64,
+    /// Cancelled while pending.
+    cancelled: i64,
 }
 
 impl From<SubscriptionCounts> for CountView {
@@ -292,6 +294,7 @@ impl From<SubscriptionCounts> for CountView {
             deferred: of("deferred"),
             dead: of("dead"),
             disable: of("disable"),
+            cancelled: of("cancelled"),
         }
     }
 }

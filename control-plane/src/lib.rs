@@ -22,6 +22,7 @@ pub mod history_reads;
 mod metrics;
 mod openapi;
 mod page;
+mod pending_retries;
 mod publish;
 mod records;
 mod replay;
@@ -45,6 +46,7 @@ use floodway_runtime::{
     Context,
     health::Component,
     kafka::KafkaError,
+    retry_commands::RetryCommands,
     topics::{self, TopicsError},
 };
 use floodway_schemas::topic::Topic;
@@ -120,6 +122,7 @@ impl ControlPlane {
             pool: pool.clone(),
             history: history.clone(),
             publication: publication.clone(),
+            retry_commands: RetryCommands::new(&context.kafka).map_err(KafkaError::from)?,
             replays: Replays::new(records.clone(), context.kafka.topic(Topic::Replays)),
             sealing: Arc::clone(&context.sealing),
             endpoints: Arc::new(EndpointRules::new(settings.allowed_networks.clone())),

@@ -3,6 +3,7 @@
 // This file is where metrics are named; everywhere else they are used through these functions.
 #![allow(clippy::disallowed_macros)]
 
+use floodway_schemas::retry_command::RetryAction;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ const PUBLISH_FAILURES: &str = "floodway_control_plane_config_publish_failures_t
 const PUBLISHED_ID: &str = "floodway_control_plane_config_published_outbox_id";
 const PUBLISHER: &str = "floodway_control_plane_config_publisher";
 const DISABLED: &str = "floodway_control_plane_subscriptions_disabled_total";
+const COMMANDS: &str = "floodway_control_plane_retry_command_records_total";
 const REPLAYS: &str = "floodway_control_plane_replay_records_total";
 
 /// Describes all metrics; call once at start.
@@ -39,6 +41,11 @@ pub(crate) fn describe() {
         DISABLED,
         Unit::Count,
         "Subscriptions disabled because their endpoint answered 410 Gone."
+    );
+    describe_counter!(
+        COMMANDS,
+        Unit::Count,
+        "Commands to pending retries written to the outcomes topic, a record for each partition, by action."
     );
     describe_counter!(REPLAYS, Unit::Count, "Records written to the replays topic, by kind: replay or test.");
 }
@@ -88,4 +95,9 @@ pub(crate) fn replayed(kind: ReplayKind, records: u64) {
         ReplayKind::Test => "test",
     };
     counter!(REPLAYS, "kind" => kind).increment(records);
+}
+
+/// Records of a command that the outcomes topic acknowledged.
+pub(crate) fn commanded(action: RetryAction, records: u64) {
+    counter!(COMMANDS, "action" => action.as_str()).increment(records);
 }

@@ -27,6 +27,7 @@ use utoipa::{
         (name = "tenants"),
         (name = "api keys"),
         (name = "subscriptions"),
+        (name = "retries"),
         (name = "history"),
         (name = "dead letters"),
     )

@@ -11,6 +11,7 @@ use crate::{
     history_reads::HistoryReads,
     metrics,
     openapi::{self, Description},
+    pending_retries,
     publish::Publication,
     replay::Replays,
     subscription_state, subscriptions, tenants, test_event,
@@ -23,6 +24,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use floodway_runtime::retry_commands::RetryCommands;
 use floodway_schemas::seal::SealingKeys;
 use floodway_store::{
     Pool,
@@ -58,6 +60,7 @@ pub(crate) struct Api {
     pub(crate) history: HistoryReads,
     pub(crate) publication: Publication,
     pub(crate) replays: Replays,
+    pub(crate) retry_commands: RetryCommands,
     pub(crate) sealing: Arc<SealingKeys>,
     pub(crate) endpoints: Arc<EndpointRules>,
     /// Held by the one request of this process that writes configuration. The database's lock makes writers take turns
@@ -131,6 +134,9 @@ fn documented_routes() -> OpenApiRouter<Api> {
         .routes(routes!(subscription_state::enable_subscription))
         .routes(routes!(subscription_state::rotate_secret))
         .routes(routes!(test_event::send_test_event))
+        .routes(routes!(pending_retries::list_pending_retries))
+        .routes(routes!(pending_retries::make_retries_now))
+        .routes(routes!(pending_retries::cancel_retries))
         .routes(routes!(deliveries::list_deliveries))
         .routes(routes!(deliveries::count_deliveries))
         .routes(routes!(dead_letters::list_dead_letters))

@@ -8,6 +8,7 @@ use crate::{
     error::Refusal,
     extract::{Ids, OptionalBody, Timestamp},
     openapi::Problems,
+    pending_retries,
     routes::Api,
     secrets::{MAX_OVERLAP, NewSecret, rotated},
     subscriptions::SubscriptionView,
@@ -20,6 +21,7 @@ use floodway_schemas::{
         SubscriptionState::{self, Active, Disabled, Paused},
     },
     ids::{SubscriptionId, TenantId},
+    retry_command::{RetryAction, RetryScope},
 };
 use floodway_store::subscriptions;
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,8 @@ pub(crate) async fn pause_subscription(
 }
 
 /// Resume a paused subscription
+///
+/// What was kept meanwhile is delivered in the order in which it came, at the rate that the installation allows.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/subscriptions/{id}/resume", tag = "subscriptions",
     params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
@@ -54,7 +58,17 @@ pub(crate) async fn resume_subscription(
     State(api): State<Api>,
     path: SubscriptionPath,
 ) -> Result<Response, Refusal> {
-    lead_to(&api, path, &[Paused, Active], Active).await
+    let Ids((tenant, id)) = path;
+    let resumed = lead_to(&api, path, &[Paused, Active], Active).await?;
+    // After the publication. Who has not heard of it defers shortly for a while, see the retry scheduler's marks.
+    let backlog = RetryScope::of_subscription(id);
+    match pending_retries::send(&api, tenant, RetryAction::Now, backlog).await {
+        Ok(_) => Ok(resumed),
+        Err(refusal) => {
+            let done = "the subscription is resumed, and its backlog was not asked for: resume it again";
+            Err(Refusal::Interrupted(Box::new(refusal), done.to_owned()))
+        }
+    }
 }
 
 /// Disable: events are not matched, pending retries become dead letters

@@ -12,6 +12,7 @@ mod kafka_diagnosis;
 mod kafka_security;
 pub mod logging;
 pub mod served_producer;
+pub mod retry_commands;
 pub mod settings;
 pub mod shutdown;
 pub mod stall;

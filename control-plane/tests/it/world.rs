@@ -103,6 +103,11 @@ impl World {
         records(self.topics.kafka.clone(), Topic::Config).await
     }
 
+    /// Everything that is on the `outcomes` topic now.
+    pub(crate) async fn outcome_records(&self) -> Vec<Record> {
+        records(self.topics.kafka.clone(), Topic::Outcomes).await
+    }
+
     /// Everything that is on the `replays` topic now.
     pub(crate) async fn replay_records(&self) -> Vec<Record> {
         records(self.topics.kafka.clone(), Topic::Replays).await
