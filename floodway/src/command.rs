@@ -1,6 +1,13 @@
 //! The command line.
 
-use crate::{config::Settings, error::Error, operate, process, process::Role, recover};
+use crate::{
+    config::Settings,
+    error::Error,
+    operate, process,
+    process::Role,
+    recover,
+    retries::{self, RetriesCommand},
+};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -43,6 +50,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TopicsCommand,
     },
+    /// Look at pending retries, make them now, cancel them
+    Retries {
+        #[command(subcommand)]
+        command: RetriesCommand,
+    },
     /// Check the settings and print nothing if they are right
     Validate,
 }
@@ -82,6 +94,7 @@ pub(crate) async fn execute(command: Command, settings: Settings) -> Result<(), 
         Command::Topics { command: TopicsCommand::Apply(plan) } => {
             operate::apply_topics(&settings, plan).await
         }
+        Command::Retries { command } => retries::execute(command, &settings).await,
         Command::Validate => settings.validate(&Role::ALL),
     }
 }

@@ -6,6 +6,8 @@ mod error;
 mod operate;
 mod process;
 mod recover;
+mod retries;
+mod table;
 
 use clap::Parser;
 use command::Cli;

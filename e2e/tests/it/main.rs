@@ -14,5 +14,6 @@ mod network;
 mod outage;
 mod outcomes_refused;
 mod restore;
+mod retries;
 mod shutdown;
 mod startup;
