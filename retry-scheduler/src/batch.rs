@@ -96,9 +96,9 @@ impl Batch {
     }
 
     /// Two batches in place of this one, to find the row that the database refuses; `None` for a single outcome.
-    pub(crate) fn split(mut self) -> Result<(Self, Self), Self> {
+    pub(crate) fn split(mut self) -> Result<(Self, Self), Box<Self>> {
         if self.entries.len() < 2 {
-            return Err(self);
+            return Err(Box::new(self));
         }
         let second = self.entries.split_off(self.entries.len() / 2);
         let middle = second[0].offset;

@@ -639,7 +639,7 @@ impl<'s> Owner<'s> {
                         self.intake.leases.reopen(delivery);
                     }
                 }
-                self.closed.push_front(single);
+                self.closed.push_front(*single);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! Writing commands to pending retries onto the partitions of `outcomes`.
 
-use crate::kafka::{KafkaSettings, REQUEST_TIMEOUT};
+use crate::{
+    kafka::{KafkaSettings, REQUEST_TIMEOUT},
+    served_producer::ServedProducer,
+};
 use floodway_schemas::{
     outcome::KIND_HEADER,
     retry_command::{COMMAND_KIND, RetryCommand},
@@ -10,7 +13,7 @@ use rdkafka::{
     ClientContext, Message,
     error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseRecord, Producer, ProducerContext},
 };
 use std::sync::{Arc, mpsc};
 
@@ -43,7 +46,7 @@ impl ProducerContext for Answers {
 /// Writes commands. Cheap to clone.
 #[derive(Clone)]
 pub struct RetryCommands {
-    producer: Arc<ThreadedProducer<Answers>>,
+    producer: Arc<ServedProducer<Answers>>,
     topic: String,
 }
 
