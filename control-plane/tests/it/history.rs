@@ -139,7 +139,7 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
 
     let counts = world.plane.get(&format!("/v1/tenants/{tenant}/counts?subscription={subscription}")).await;
     let expected = json!([{
-        "subscription": subscription, "delivered": 42, "retry": 2, "deferred": 0, "dead": 0, "disable": 0,
+        "subscription": subscription, "delivered": 42, "retry": 2, "deferred": 0, "dead": 0, "disable": 0, "cancelled": 0,
     }]);
     assert_eq!(counts.json["items"], expected);
     assert_eq!((&counts.json["from"], &counts.json["to"]), (&json!(null), &json!(null)));
