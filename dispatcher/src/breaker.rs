@@ -43,6 +43,8 @@ pub(crate) struct Breaker {
     state: State,
     /// Times that it opened since it was last closed.
     opened: u32,
+    /// When it did so first.
+    opened_at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,8 +64,8 @@ pub(crate) enum Admission {
     Free,
     /// It may, as the only one.
     Probe,
-    /// Not before this time; `None` when that depends on a probe under way.
-    Refused(Option<Instant>),
+    /// It may not.
+    Refused,
 }
 
 impl Breaker {
@@ -75,8 +77,7 @@ impl Breaker {
                 self.state = State::Probing;
                 Admission::Probe
             }
-            State::Open(until) => Admission::Refused(Some(until)),
-            State::Probing => Admission::Refused(None),
+            State::Open(_) | State::Probing => Admission::Refused,
         }
     }
 
@@ -91,6 +92,11 @@ impl Breaker {
             State::Open(until) => Some(until),
             State::Closed | State::Probing => None,
         }
+    }
+
+    /// Since when it has not been closed.
+    pub(crate) fn opened_at(&self) -> Option<Instant> {
+        self.opened_at
     }
 
     /// Takes in how a request fared; returns whether the breaker opened or closed by that. `random` is in `[0, 1)`.
@@ -140,6 +146,7 @@ impl Breaker {
         self.state = State::Open(now + pause.mul_f64(1.0 + SPREAD * random));
         let turn = (self.opened == 0).then_some(Turn::Opened);
         self.opened = self.opened.saturating_add(1);
+        self.opened_at.get_or_insert(now);
         turn
     }
 }
@@ -172,7 +179,8 @@ mod tests {
     #[test]
     fn failures_in_a_row_open_it_one_probe_at_a_time_decides_and_pauses_grow() {
         let mut breaker = Breaker::default();
-        let mut now = Instant::now();
+        let start = Instant::now();
+        let mut now = start;
         assert_eq!(fail(&mut breaker, 4, now), None);
         breaker.ended(Fared::Well, &LIMITS, now, 0.0);
         assert_eq!(fail(&mut breaker, 4, now), None);
@@ -180,16 +188,17 @@ mod tests {
         assert_eq!(fail(&mut breaker, 1, now), Some(Turn::Opened));
         for pause in [5, 10, 20, 40, 60, 60] {
             let until = now + Duration::from_secs(pause);
-            assert_eq!(breaker.admit(now), Admission::Refused(Some(until)));
+            assert_eq!((breaker.admit(now), breaker.probes_at()), (Admission::Refused, Some(until)));
             now = until;
             assert_eq!(breaker.admit(now), Admission::Probe);
-            assert_eq!(breaker.admit(now), Admission::Refused(None));
+            assert_eq!((breaker.admit(now), breaker.probes_at()), (Admission::Refused, None));
             assert_eq!(fail(&mut breaker, 1, now), None);
         }
         now += LIMITS.max_pause;
         assert_eq!(breaker.admit(now), Admission::Probe);
+        assert_eq!(breaker.opened_at(), Some(start));
         assert_eq!(breaker.ended(Fared::Well, &LIMITS, now, 0.0), Some(Turn::Closed));
-        assert_eq!(breaker.admit(now), Admission::Free);
+        assert_eq!((breaker.admit(now), breaker.opened_at()), (Admission::Free, None));
         assert_eq!(fail(&mut breaker, 4, now), None);
     }
 
@@ -246,10 +255,11 @@ mod tests {
                             return Ok(());
                         }
                     }
-                    Admission::Refused(Some(until)) => {
+                    Admission::Refused => {
+                        let until = breaker.probes_at().unwrap();
                         prop_assert!(until > now && until <= last + LIMITS.max_pause.mul_f64(1.0 + SPREAD));
                     }
-                    other => prop_assert!(false, "{:?}", other),
+                    Admission::Free => prop_assert!(false, "closed without an answer"),
                 }
             }
         }

@@ -41,6 +41,13 @@ pub struct Settings {
     /// `FLOODWAY_DISPATCHER__BREAKER_MAX_PAUSE`: longest such pause; default `60s`.
     #[serde(with = "humantime_serde")]
     pub breaker_max_pause: Duration,
+    /// `FLOODWAY_DISPATCHER__RETURN_RATE`: deliveries of one endpoint per second that come back after they were put off because it got
+    /// nothing; default 500. It bounds what an endpoint gets of its backlog once it answers again, and what it costs until then.
+    pub return_rate: u32,
+    /// `FLOODWAY_DISPATCHER__MAX_RETURN_WAIT`: longest time until they come back, unless there are so many; default `30m`. It grows
+    /// with the time that the endpoint has been away: half of that.
+    #[serde(with = "humantime_serde")]
+    pub max_return_wait: Duration,
     /// `FLOODWAY_DISPATCHER__MAX_DELIVERIES`: deliveries in memory, from intake to the acknowledgement of their outcome;
     /// default 65536. At the bound, intake waits. Half of it is kept for first attempts, 15 % for retries, 5 % for replays.
     pub max_deliveries: usize,
@@ -122,6 +129,8 @@ impl Default for Settings {
             breaker_percent: 90,
             breaker_pause: Duration::from_secs(5),
             breaker_max_pause: Duration::from_secs(60),
+            return_rate: 500,
+            max_return_wait: Duration::from_secs(1800),
             max_deliveries: 65_536,
             max_bytes: 256 * 1024 * 1024,
             tracker_window: 262_144,
@@ -182,6 +191,9 @@ impl Settings {
                 self.breaker_percent
             ));
         }
+        if self.return_rate == 0 {
+            return Err("dispatcher.return_rate is 0, it must be at least 1".to_owned());
+        }
         if self.breaker_max_pause < self.breaker_pause {
             return Err("dispatcher.breaker_max_pause must not be below dispatcher.breaker_pause".to_owned());
         }
@@ -193,6 +205,7 @@ impl Settings {
             ("max_deferral", self.max_deferral, 1000),
             ("commit_interval", self.commit_interval, 10),
             ("breaker_pause", self.breaker_pause, 100),
+            ("max_return_wait", self.max_return_wait, 1000),
         ];
         for (name, value, least_ms) in durations {
             if value < Duration::from_millis(least_ms) {
@@ -223,11 +236,13 @@ mod tests {
         let bad = Settings { commit_interval: Duration::ZERO, ..Settings::default() };
         assert!(bad.validate().unwrap_err().contains("dispatcher.commit_interval"));
         type Spoil = fn(&mut Settings);
-        let table: [(Spoil, &str); 5] = [
+        let table: [(Spoil, &str); 7] = [
             (|s| s.workers = 10_000, "dispatcher.workers"),
             (|s| s.max_connections = 0, "dispatcher.max_connections"),
             (|s| s.breaker_failures = 65, "dispatcher.breaker_failures"),
             (|s| s.breaker_percent = 0, "dispatcher.breaker_percent"),
+            (|s| s.return_rate = 0, "dispatcher.return_rate"),
+            (|s| s.max_return_wait = Duration::ZERO, "dispatcher.max_return_wait"),
             (|s| s.breaker_max_pause = Duration::from_secs(1), "dispatcher.breaker_max_pause"),
         ];
         for (spoil, name) in table {

@@ -15,10 +15,14 @@ use crate::{
     outcomes::Outcomes,
     partition::Receipt,
     pool::Pool,
+    returns::ReturnLimits,
     worker::{Worker, Workers},
 };
 use floodway_runtime::clock;
-use floodway_schemas::outcome::{Cause, DeadReason, ErrorClass};
+use floodway_schemas::{
+    UnixMillis,
+    outcome::{Cause, DeadReason, ErrorClass},
+};
 use metrics::Gauge;
 use std::{
     future::poll_fn,
@@ -88,6 +92,10 @@ impl Deliverer {
                 pause: settings.breaker_pause,
                 max_pause: settings.breaker_max_pause,
             },
+            returns: ReturnLimits {
+                rate: f64::from(settings.return_rate),
+                longest: settings.max_return_wait,
+            },
         }
     }
 
@@ -121,18 +129,28 @@ impl Deliverer {
                 self.defer(put_off);
                 Taken::Settled
             }
+            Offer::Refused(delivery) => {
+                self.put_off(delivery);
+                Taken::Settled
+            }
         }
     }
 
-    /// Defers a delivery whose lane was full.
+    /// Defers a delivery that its lane did not take.
     pub(crate) fn put_off(&self, delivery: Delivery) {
         let lane = Arc::clone(&delivery.endpoint.lane);
         self.defer(lane.put_off(delivery, &self.limits, Instant::now(), rand::random()));
     }
 
     fn defer(&self, PutOff { item, delay, is_open }: PutOff<Delivery>) {
+        let now = clock::now();
+        let expires_at = item.endpoint.subscription.retry.expires_at(item.order.since);
+        if now > expires_at {
+            self.settle(item.order, Settlement::dead(DeadReason::Expired));
+            return;
+        }
         self.metrics.deferred(if is_open { Deferral::Open } else { Deferral::Busy });
-        self.settle(item.order, Settlement::deferred(clock::now().plus(delay)));
+        self.settle(item.order, Settlement::deferred(comes_back(now, delay, expires_at)));
     }
 
     /// Defers what waited in the lanes for too long, or for an endpoint that gets nothing any more.
@@ -294,6 +312,12 @@ pub(crate) enum Taken {
     Full(Delivery),
 }
 
+/// When a deferred delivery comes back: not long after it is too old, so that it is given up in time.
+fn comes_back(now: UnixMillis, delay: Duration, expires_at: UnixMillis) -> UnixMillis {
+    let too_old = expires_at.plus(Duration::from_millis(1));
+    now.plus(delay).min(too_old).max(now.plus(MIN_DEFERRAL))
+}
+
 /// What a reply says about the endpoint. An answer about the event, whatever it is, comes from an endpoint that is there; how often
 /// the event is sent again is the schedule's matter.
 fn fared(reply: &Reply) -> Fared {
@@ -350,6 +374,21 @@ impl Drop for UnderWay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_deferred_delivery_comes_back_before_it_is_too_old_or_to_be_given_up(
+            delay_ms in 0u64..100_000_000, age_ms in 0i64..10_000_000,
+        ) {
+            let now = UnixMillis(1_795_275_240_000);
+            let expires_at = UnixMillis(now.0 - age_ms + 10_000_000);
+            let back = comes_back(now, Duration::from_millis(delay_ms), expires_at);
+            prop_assert!(back >= now.plus(MIN_DEFERRAL));
+            prop_assert!(back <= expires_at.plus(Duration::from_millis(1)).max(now.plus(MIN_DEFERRAL)));
+            prop_assert!(back <= now.plus(Duration::from_millis(delay_ms).max(MIN_DEFERRAL)));
+        }
+    }
 
     #[tokio::test]
     async fn a_panic_ends_the_work_that_panicked_and_nothing_else() {

@@ -3,6 +3,7 @@
 use crate::{
     budget::{Amount, Permit},
     headers::PreparedEvent,
+    lane::Returning,
     partition::Receipt,
     subscriptions::Endpoint,
 };
@@ -76,6 +77,12 @@ impl Delivery {
     /// What it counts for in its lane: a batch as much as all of its events.
     pub(crate) fn part(&self) -> Amount {
         Amount { count: self.order.permit.count(), bytes: self.bytes() }
+    }
+}
+
+impl Returning for Delivery {
+    fn came_back(&self) -> bool {
+        matches!(self.order.cause, Cause::Due(_))
     }
 }
 

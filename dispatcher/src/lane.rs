@@ -15,6 +15,7 @@ use crate::{
     breaker::{Admission, Breaker, BreakerLimits, Turn},
     budget::Amount,
     concurrency::{Concurrency, Fared},
+    returns::{Outage, ReturnLimits, Returns},
 };
 use std::{
     collections::VecDeque,
@@ -51,10 +52,18 @@ pub(crate) struct Limits {
     pub(crate) share: usize,
     /// Longest wait for a delivery's turn.
     pub(crate) wait: Duration,
-    /// Longest deferral.
+    /// Longest deferral while the endpoint gets something.
     pub(crate) max_deferral: Duration,
     /// When the endpoint gets nothing.
     pub(crate) breaker: BreakerLimits,
+    /// When what was put off meanwhile comes back.
+    pub(crate) returns: ReturnLimits,
+}
+
+/// What a lane asks of a delivery.
+pub(crate) trait Returning {
+    /// Whether it was put off or failed before, and has come back.
+    fn came_back(&self) -> bool;
 }
 
 /// The lane of one subscription; `T` is a delivery.
@@ -70,6 +79,8 @@ struct State<T> {
     drain: Drain,
     concurrency: Concurrency,
     breaker: Breaker,
+    /// What was put off since the breaker opened; `None` before anything was, which is how most lanes are.
+    returns: Option<Box<Returns>>,
 }
 
 #[derive(Debug)]
@@ -111,6 +122,8 @@ pub(crate) enum Offer<T> {
     Full(T),
     /// There is no room: it is to be put off.
     Defer(PutOff<T>),
+    /// The endpoint gets nothing at present.
+    Refused(T),
 }
 
 /// A delivery that its lane does not take.
@@ -146,11 +159,12 @@ impl<T> Default for Lane<T> {
             drain: Drain::default(),
             concurrency: Concurrency::default(),
             breaker: Breaker::default(),
+            returns: None,
         }))
     }
 }
 
-impl<T> Lane<T> {
+impl<T: Returning> Lane<T> {
     /// Offers a delivery that takes `part` of the budget. `free` is what the whole budget has left, `random` is in `[0, 1)`.
     pub(crate) fn offer(
         &self,
@@ -165,10 +179,7 @@ impl<T> Lane<T> {
         match state.breaker.admit(now) {
             Admission::Free => {}
             Admission::Probe => return state.start(item, part, now),
-            Admission::Refused(until) => {
-                let delay = state.pause(until, limits, now, random);
-                return Offer::Defer(PutOff { item, delay, is_open: true });
-            }
+            Admission::Refused => return Offer::Refused(item),
         }
         let held = state.active + state.waiting.len();
         let bound = state.concurrency.bound(limits.in_flight);
@@ -197,9 +208,12 @@ impl<T> Lane<T> {
         Offer::Wait
     }
 
-    /// The wait for a delivery that found the lane full and is not to be offered again. `random` is in `[0, 1)`.
+    /// The wait for a delivery that the lane did not take and that is not to be offered again. `random` is in `[0, 1)`.
     pub(crate) fn put_off(&self, item: T, limits: &Limits, now: Instant, random: f64) -> PutOff<T> {
         let mut state = self.lock();
+        if let Some(delay) = state.returns_in(&item, limits, now) {
+            return PutOff { item, delay, is_open: true };
+        }
         let (held, bound) = (state.active + state.waiting.len(), state.concurrency.bound(limits.in_flight));
         let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
         PutOff { item, delay, is_open: false }
@@ -222,6 +236,9 @@ impl<T> Lane<T> {
         let others = state.active;
         state.concurrency.ended(fared, began, now, others, limits.in_flight);
         let turn = state.breaker.ended(fared, &limits.breaker, now, random);
+        if turn == Some(Turn::Closed) {
+            state.returns = None;
+        }
         let start = state.next(limits, now);
         let more = if start.is_some() { state.next(limits, now) } else { None };
         if state.active == 0 {
@@ -256,7 +273,7 @@ impl<T> Lane<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T: Returning> State<T> {
     fn start(&mut self, item: T, part: Amount, now: Instant) -> Offer<T> {
         self.part.add(part);
         self.active += 1;
@@ -286,11 +303,13 @@ impl<T> State<T> {
         by_rate.max(self.drain.stalled(now))
     }
 
-    /// The wait until the breaker may have closed.
-    fn pause(&mut self, until: Option<Instant>, limits: &Limits, now: Instant, random: f64) -> Duration {
-        let pause = until.map_or(limits.breaker.pause, |until| until.saturating_duration_since(now));
-        let bound = self.concurrency.bound(limits.in_flight);
-        pause.max(self.drain.plan(0, bound, limits, now)).mul_f64(1.0 + SPREAD * random)
+    /// While the endpoint gets nothing: the time until a delivery comes back that is put off now.
+    fn returns_in(&mut self, item: &T, limits: &Limits, now: Instant) -> Option<Duration> {
+        let since = self.breaker.opened_at()?;
+        let outage = Outage { since, probes_at: self.breaker.probes_at(), pause: limits.breaker.pause };
+        let returns = self.returns.get_or_insert_default();
+        let at = returns.put_off(item.came_back(), &outage, &limits.returns, now);
+        Some(at.saturating_duration_since(now))
     }
 
     fn take_overdue(&mut self, limits: &Limits, now: Instant, random: f64) -> Vec<PutOff<T>> {
@@ -304,13 +323,11 @@ impl<T> State<T> {
             && let Some(Waiting { item, part, .. }) = self.waiting.pop_front()
         {
             self.part.remove(part);
-            let bound = self.concurrency.bound(limits.in_flight);
-            let planned = self.drain.plan(self.active, bound, limits, now);
-            let delay = match self.breaker.probes_at() {
-                Some(until) => planned.max(until.saturating_duration_since(now)),
-                None => planned,
-            };
-            overdue.push(PutOff { item, delay: delay.mul_f64(1.0 + SPREAD * random), is_open });
+            let delay = self.returns_in(&item, limits, now).unwrap_or_else(|| {
+                let bound = self.concurrency.bound(limits.in_flight);
+                self.drain.plan(self.active, bound, limits, now).mul_f64(1.0 + SPREAD * random)
+            });
+            overdue.push(PutOff { item, delay, is_open });
         }
         overdue
     }
@@ -392,18 +409,32 @@ mod tests {
             pause: Duration::from_secs(20),
             max_pause: Duration::from_secs(40),
         },
+        returns: ReturnLimits { rate: 10.0, longest: Duration::from_secs(600) },
     };
+
+    impl Returning for i32 {
+        fn came_back(&self) -> bool {
+            false
+        }
+    }
+
+    impl Returning for usize {
+        fn came_back(&self) -> bool {
+            false
+        }
+    }
+
     const PLENTY: Amount = Amount { count: 1_000, bytes: 1_000_000 };
 
     /// Ends a delivery that took no time.
-    fn finish<T: std::fmt::Debug>(lane: &Lane<T>, now: Instant) -> Option<T> {
+    fn finish<T: std::fmt::Debug + Returning>(lane: &Lane<T>, now: Instant) -> Option<T> {
         let next = lane.finish(Amount::one(1), Fared::Well, &LIMITS, now, now, 0.0);
         assert!(next.overdue.is_empty() && next.more.is_none() && next.turn.is_none());
         next.start
     }
 
     /// How long a delivery is put off that finds no room.
-    fn put_off<T: std::fmt::Debug>(
+    fn put_off<T: std::fmt::Debug + Returning>(
         lane: &Lane<T>,
         item: T,
         free: Amount,
@@ -582,11 +613,17 @@ mod tests {
         assert_eq!(fail(1).start, Some(2));
         let opened = fail(1);
         assert_eq!((opened.start, opened.turn), (None, Some(Turn::Opened)));
-        let put_off = |item| PutOff { item, delay: LIMITS.breaker.pause, is_open: true };
-        assert_eq!(opened.overdue, [put_off(3), put_off(4)]);
-        assert_eq!(offer(5, 1), Offer::Defer(put_off(5)));
+        let put_off = |item, tenths| {
+            let delay = LIMITS.breaker.pause + Duration::from_millis(100) * tenths;
+            PutOff { item, delay, is_open: true }
+        };
+        // The first one comes back for the probe, the others after it, one after the other.
+        assert_eq!(opened.overdue, [put_off(3, 0), put_off(4, 0)]);
+        assert_eq!(offer(5, 1), Offer::Refused(5));
+        assert_eq!(lane.put_off(5, &LIMITS, at(1), 0.0), put_off(5, 1));
         assert_eq!(offer(6, 21), Offer::Start(6));
-        assert!(matches!(offer(7, 21), Offer::Defer(PutOff { is_open: true, .. })));
+        assert_eq!(offer(7, 21), Offer::Refused(7));
+        assert!(lane.put_off(7, &LIMITS, at(21), 0.0).is_open);
         let closed = lane.finish(Amount::one(1), Fared::Well, &LIMITS, at(21), at(22), 0.0);
         assert_eq!(closed.turn, Some(Turn::Closed));
         assert_eq!(offer(8, 22), Offer::Start(8));
@@ -627,7 +664,7 @@ mod tests {
                 let delay = match lane.offer(item, Amount::one(1), PLENTY, &LIMITS, now, random) {
                     Offer::Full(item) => lane.put_off(item, &LIMITS, now, random).delay,
                     Offer::Defer(put_off) => put_off.delay,
-                    Offer::Start(_) | Offer::Wait => continue,
+                    Offer::Start(_) | Offer::Wait | Offer::Refused(_) => continue,
                 };
                 prop_assert!(delay >= MIN_DEFERRAL && delay <= LIMITS.max_deferral.mul_f64(1.0 + SPREAD));
             }

@@ -48,6 +48,7 @@ mod read_map;
 mod repeats;
 mod resolve;
 mod response;
+mod returns;
 mod route;
 mod session;
 mod sign;
