@@ -7,7 +7,7 @@ use floodway_schemas::{
     UnixMillis,
     event::EventInput,
     ids::{RunId, SubscriptionId},
-    outcome::{Cause, ErrorClass, OUTCOME_VERSION, Outcome, OutcomeKind},
+    outcome::{Cause, ErrorClass, OUTCOME_VERSION, Outcome, OutcomeKind, Via},
 };
 use serde_json::value::RawValue;
 use std::hint::black_box;
@@ -29,6 +29,7 @@ fn outcome<'a>(kind: OutcomeKind, event: Option<&'a RawValue>) -> Outcome<'a> {
         reason: None,
         status: Some(200),
         error: event.map(|_| ErrorClass::Status),
+        via: Via::Main,
         detail: None,
         duration_ms: Some(3),
         response: None,

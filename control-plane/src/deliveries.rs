@@ -79,6 +79,8 @@ pub(crate) struct DeliveryView {
     http_status: Option<i32>,
     /// Class of the failure, such as `timeout`.
     error: Option<String>,
+    /// `fallback`: the attempt was made at `fallback_url`; null: at `url`, or none was made.
+    via: Option<String>,
     /// What went wrong, for people.
     detail: Option<String>,
     /// Duration of the attempt, milliseconds.
@@ -160,6 +162,7 @@ impl From<Delivery> for DeliveryView {
             reason: delivery.reason,
             http_status: delivery.status,
             error: delivery.error,
+            via: delivery.via,
             detail: delivery.detail,
             duration_ms: delivery.duration_ms,
             next_at: delivery.next_at.map(Timestamp),

@@ -22,6 +22,15 @@ impl EndpointRules {
         Self { allowed }
     }
 
+    /// The URL that deliveries go to while `url` does not answer, or why it cannot be one.
+    pub(crate) fn check_fallback(&self, text: &str, url: &Url) -> Result<Box<Url>, String> {
+        let fallback = self.check(text).map_err(|error| format!("fallback_{error}"))?;
+        if fallback == *url {
+            return Err("fallback_url is url: what does not answer cannot stand in for itself".to_owned());
+        }
+        Ok(Box::new(fallback))
+    }
+
     /// The URL as it is stored, or why it cannot be one.
     pub(crate) fn check(&self, text: &str) -> Result<Url, String> {
         if text.len() > MAX_URL_BYTES {
@@ -148,6 +157,23 @@ mod tests {
         for (url, reason) in bad {
             let error = rules.check(url).expect_err(url);
             assert!(error.contains(reason), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_fallback_is_judged_like_a_url_and_is_another_one() {
+        let rules = EndpointRules::new(vec![]);
+        let url = "https://example.com/hook".parse().unwrap();
+        assert!(rules.check_fallback("https://example.com/else", &url).is_ok());
+        let bad = [
+            ("https://EXAMPLE.com:443/hook", "fallback_url is url"),
+            ("http://10.0.0.1/", "fallback_url points to 10.0.0.1, which is private"),
+            ("https://user@example.com/", "fallback_url must not hold a user name"),
+            ("x", "fallback_url is not a URL"),
+        ];
+        for (fallback, reason) in bad {
+            let error = rules.check_fallback(fallback, &url).unwrap_err();
+            assert!(error.contains(reason), "{fallback}: {error}");
         }
     }
 

@@ -14,6 +14,7 @@ use axum::{Json, extract::State, http::StatusCode, response::Response};
 use floodway_runtime::clock;
 use floodway_schemas::{
     batch::{BatchPolicy, InvalidBatchPolicy},
+    breaker_policy::{BreakerPolicy, InvalidBreakerPolicy},
     config::{
         CONFIG_VERSION, Format, History, SignatureScheme, SigningSecret, Subscription, SubscriptionState,
     },
@@ -27,7 +28,8 @@ use floodway_store::{
     tenants,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
+use url::Url;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -39,6 +41,9 @@ const MAX_TYPES: usize = 64;
 const DEFAULT_TIMEOUT_MS: u32 = 15_000;
 /// Bounds of the longest attempt, in milliseconds: shorter ones fail healthy endpoints, longer ones hold connections.
 const TIMEOUT_MS: std::ops::RangeInclusive<u32> = 100..=60_000;
+
+/// Bounds of the rate of requests to one endpoint: more than that no installation makes.
+const REQUESTS_PER_SECOND: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
 /// Bounds of a sample, one in so many: one in one is `all`, and one in a million is next to nothing.
 const SAMPLED: std::ops::RangeInclusive<u32> = 2..=1_000_000;
@@ -74,6 +79,12 @@ pub(crate) struct NewSubscription {
     format: Option<Format>,
     /// Delivers several events in one request, as a JSON array of envelopes; absent: one event per request.
     batch: Option<Batch>,
+    /// Where deliveries go while `url` gets none because it does not answer, by the rules of `url`; absent: they wait.
+    fallback_url: Option<String>,
+    /// When an endpoint that does not answer gets no requests for a while; absent fields: as the installation says.
+    breaker: Option<Breaker>,
+    /// Most requests per second, by the whole installation, 1 to 1,000,000; absent: as many as the endpoint takes.
+    requests_per_second: Option<u32>,
     /// Condition in CEL that an event must pass besides its type, at most 1,024 bytes: `event` has its attributes, `data` its data,
     /// as in `data.total > 100 && event.source == '/shop'`.
     filter: Option<String>,
@@ -122,6 +133,18 @@ pub(crate) struct SubscriptionChange {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<Batch>)]
     batch: Option<Option<Batch>>,
+    /// Where deliveries go while `url` gets none because it does not answer; null: they wait.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    fallback_url: Option<Option<String>>,
+    /// When an endpoint gets no requests for a while; replaces all of its fields, null: as the installation says.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Breaker>)]
+    breaker: Option<Option<Breaker>>,
+    /// Most requests per second; null: as many as the endpoint takes.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<u32>)]
+    requests_per_second: Option<Option<u32>>,
 }
 
 /// When a batch closes: by whichever bound is reached first. Absent fields take their defaults.
@@ -157,15 +180,48 @@ impl TryFrom<Batch> for BatchPolicy {
     }
 }
 
+/// When an endpoint gets no requests for a while. Absent or null fields: as the installation says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Breaker {
+    /// Failures in a row that stop requests, 1 to 64; 0: never.
+    failures: Option<u32>,
+    /// Percentage of failures among the last 64 attempts that stops them, 1 to 100.
+    percent: Option<u32>,
+    /// Milliseconds until one request is made to find out, 100 to 3,600,000; each that fails doubles it.
+    pause_ms: Option<u32>,
+    /// The most that it grows to, 100 to 3,600,000, not below `pause_ms`.
+    max_pause_ms: Option<u32>,
+}
+
+impl From<BreakerPolicy> for Breaker {
+    fn from(policy: BreakerPolicy) -> Self {
+        let BreakerPolicy { failures, percent, pause_ms, max_pause_ms } = policy;
+        Self { failures, percent, pause_ms, max_pause_ms }
+    }
+}
+
+impl TryFrom<Breaker> for BreakerPolicy {
+    type Error = InvalidBreakerPolicy;
+
+    fn try_from(breaker: Breaker) -> Result<Self, InvalidBreakerPolicy> {
+        let Breaker { failures, percent, pause_ms, max_pause_ms } = breaker;
+        Self { failures, percent, pause_ms, max_pause_ms }.checked()
+    }
+}
+
 /// When failed deliveries are tried again. Absent fields take their defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Retry {
-    /// Seconds to wait before retry 1, 2, …; after the last one the delivery is dead. At most 64.
+    /// Seconds to wait before retry 1, 2, …, each 0.1 to 2,592,000 (30 days); after the last one the delivery is dead. At most 64.
     delays_seconds: Vec<f64>,
+    /// Attempts in total, the first included, 1 to 200. Beyond the list of delays each waits for the last one of it. Null: one more
+    /// than there are delays.
+    max_attempts: Option<u32>,
     /// Spread of each delay as a share of it, 0 to 0.5.
     jitter: f64,
-    /// Seconds after acceptance at which a delivery is given up, 1 to 2,592,000.
+    /// Seconds after acceptance at which a delivery is given up, 1 to 7,776,000 (90 days).
     max_age_seconds: f64,
 }
 
@@ -177,8 +233,8 @@ impl Default for Retry {
 
 impl From<RetryPolicy> for Retry {
     fn from(policy: RetryPolicy) -> Self {
-        let RetryPolicy { delays_seconds, jitter, max_age_seconds } = policy;
-        Self { delays_seconds, jitter, max_age_seconds }
+        let RetryPolicy { delays_seconds, max_attempts, jitter, max_age_seconds } = policy;
+        Self { delays_seconds, max_attempts, jitter, max_age_seconds }
     }
 }
 
@@ -186,7 +242,11 @@ impl TryFrom<Retry> for RetryPolicy {
     type Error = InvalidPolicy;
 
     fn try_from(retry: Retry) -> Result<Self, InvalidPolicy> {
-        Self::new(retry.delays_seconds, retry.jitter, retry.max_age_seconds)
+        let policy = Self::new(retry.delays_seconds, retry.jitter, retry.max_age_seconds)?;
+        match retry.max_attempts {
+            Some(most) => policy.with_max_attempts(most),
+            None => Ok(policy),
+        }
     }
 }
 
@@ -229,6 +289,13 @@ pub(crate) struct SubscriptionView {
     filter: Option<String>,
     /// When batches close; null: one event per request.
     batch: Option<Batch>,
+    /// Where deliveries go while `url` gets none because it does not answer; null: they wait.
+    fallback_url: Option<String>,
+    /// When an endpoint gets no requests for a while; null: as the installation says.
+    breaker: Option<Breaker>,
+    /// Most requests per second; null: as many as the endpoint takes.
+    #[schema(value_type = Option<u32>)]
+    requests_per_second: Option<NonZeroU32>,
     /// How deliveries are signed: `v1` or `v1a`.
     #[schema(value_type = String, example = "v1")]
     signature: SignatureScheme,
@@ -285,6 +352,9 @@ impl From<SubscriptionRow> for SubscriptionView {
             format: record.format,
             filter: record.filter,
             batch: record.batch.map(Batch::from),
+            fallback_url: record.fallback_url.map(|url| (*url).into()),
+            breaker: record.breaker.map(Breaker::from),
+            requests_per_second: record.requests_per_second,
             signature: record.secrets.first().map(SigningSecret::scheme).unwrap_or_default(),
             secrets: record.secrets.into_iter().map(secret_view).collect(),
             version: record.version,
@@ -334,12 +404,14 @@ fn new_row(
     let implied = if batch.is_some() { Format::Cloudevents } else { Format::default() };
     let format = new.format.unwrap_or(implied);
     check_format(format, batch)?;
+    let url = api.endpoints.check(&new.url).map_err(Refusal::Invalid)?;
+    let fallback_url = checked_fallback(api, new.fallback_url.as_deref(), &url)?;
     let record = Subscription {
         v: CONFIG_VERSION,
         version: 1,
         id,
         tenant,
-        url: api.endpoints.check(&new.url).map_err(Refusal::Invalid)?,
+        url,
         types: checked_types(new.types.unwrap_or_else(|| vec![TypePattern::Any]))?,
         state: SubscriptionState::Active,
         paused_since: None,
@@ -352,6 +424,9 @@ fn new_row(
         format,
         filter: checked_filter(new.filter)?,
         batch,
+        fallback_url,
+        breaker: checked_breaker(new.breaker)?,
+        requests_per_second: checked_rate(new.requests_per_second)?,
     };
     Ok(SubscriptionRow { record, name: new.name.map(|name| name.0), created_at: now, updated_at: now })
 }
@@ -412,6 +487,17 @@ fn apply(api: &Api, row: &mut SubscriptionRow, wanted: SubscriptionChange) -> Re
     let record = &mut row.record;
     if let Some(url) = wanted.url {
         record.url = api.endpoints.check(&url).map_err(Refusal::Invalid)?;
+    }
+    if let Some(fallback) = wanted.fallback_url {
+        record.fallback_url = checked_fallback(api, fallback.as_deref(), &record.url)?;
+    } else if record.fallback_url.as_deref() == Some(&record.url) {
+        return Err(Refusal::Invalid("url is fallback_url: change that, too, or remove it".to_owned()));
+    }
+    if let Some(breaker) = wanted.breaker {
+        record.breaker = checked_breaker(breaker)?;
+    }
+    if let Some(rate) = wanted.requests_per_second {
+        record.requests_per_second = checked_rate(rate)?;
     }
     if let Some(types) = wanted.types {
         record.types = checked_types(types)?;
@@ -477,6 +563,25 @@ fn checked_filter(filter: Option<String>) -> Result<Option<String>, Refusal> {
         Filter::compile(filter).map_err(|error| Refusal::Invalid(format!("filter: {error}")))?;
     }
     Ok(filter)
+}
+
+fn checked_fallback(api: &Api, text: Option<&str>, url: &Url) -> Result<Option<Box<Url>>, Refusal> {
+    text.map(|text| api.endpoints.check_fallback(text, url)).transpose().map_err(Refusal::Invalid)
+}
+
+fn checked_breaker(breaker: Option<Breaker>) -> Result<Option<BreakerPolicy>, Refusal> {
+    let checked = breaker.map(BreakerPolicy::try_from).transpose();
+    checked.map_err(|error| Refusal::Invalid(error.to_string()))
+}
+
+fn checked_rate(rate: Option<u32>) -> Result<Option<NonZeroU32>, Refusal> {
+    match rate {
+        Some(rate) if !REQUESTS_PER_SECOND.contains(&rate) => {
+            let (least, most) = (REQUESTS_PER_SECOND.start(), REQUESTS_PER_SECOND.end());
+            Err(Refusal::Invalid(format!("requests_per_second is {rate}, it must be from {least} to {most}")))
+        }
+        rate => Ok(rate.and_then(NonZeroU32::new)),
+    }
 }
 
 fn checked_batch(batch: Option<Batch>) -> Result<Option<BatchPolicy>, Refusal> {

@@ -4,6 +4,7 @@ use crate::{
     classify::{self, Reply},
     connect::{ConnectError, Dial, io_class},
     connection::{Answer, ExchangeError, Noted},
+    delivery::{Delivery, Order},
     headers::{Mode, PreparedEvent, put_line},
     pool::Pool,
     subscriptions::Endpoint,
@@ -47,20 +48,14 @@ struct Course {
     noted: Noted,
 }
 
-/// Makes one attempt at `endpoint`, not longer than `timeout`. `record` asks for the exchange also of a success.
-pub(crate) async fn attempt(
-    pool: &Pool,
-    endpoint: &Endpoint,
-    event: &PreparedEvent,
-    record: bool,
-    timeout: Duration,
-    now: UnixMillis,
-) -> Report {
+/// Makes one attempt at a delivery's endpoint, not longer than `timeout`.
+pub(crate) async fn attempt(pool: &Pool, delivery: &Delivery, timeout: Duration, now: UnixMillis) -> Report {
+    let Delivery { order: Order { event, record, .. }, endpoint, .. } = delivery;
     let started = Instant::now();
     let mut course = Course::default();
     let mode = Mode::of(event, &endpoint.subscription);
     let body = event.body(mode);
-    let request = request(endpoint, event, mode, &body, now);
+    let request = request(endpoint, delivery.target(), event, mode, &body, now);
     let (reply, detail, response) = match &request {
         Err(failure) => {
             (Reply::Failed { class: failure.class, status: None }, Some(failure.detail.clone()), None)
@@ -84,7 +79,7 @@ pub(crate) async fn attempt(
     let duration = started.elapsed();
     let succeeded = matches!(reply, Reply::Answered { status: 200..=299, .. });
     let exchange =
-        (record || !succeeded).then(|| Box::new(course.describe(request.as_ref().ok(), started, duration)));
+        (*record || !succeeded).then(|| Box::new(course.describe(request.as_ref().ok(), started, duration)));
     Report { reply, detail, response, duration, exchange }
 }
 
@@ -179,13 +174,14 @@ struct Request<'a> {
 
 fn request<'a>(
     endpoint: &'a Endpoint,
+    target: Option<&'a Target>,
     event: &'a PreparedEvent,
     mode: Mode,
     body: &'a Bytes,
     now: UnixMillis,
 ) -> Result<Request<'a>, Failure> {
     let unusable = || Failure::new(ErrorClass::Protocol, "the URL cannot be addressed over HTTP");
-    let target = endpoint.target.as_ref().ok_or_else(unusable)?;
+    let target = target.ok_or_else(unusable)?;
     let timestamp = now.0.div_euclid(1000);
     let signature = endpoint.keys.sign(&event.message_id, timestamp, body, now).ok_or_else(|| {
         Failure::new(ErrorClass::Secret, "the signing secret does not open with the configured sealing keys")

@@ -144,7 +144,7 @@ fn merge(deliveries: Vec<Delivery>) -> Option<Delivery> {
     let names = deliveries.iter().map(name).collect();
     let mut deliveries = deliveries.into_iter();
     // The first one was received first.
-    let Delivery { mut order, endpoint, received } = deliveries.next()?;
+    let Delivery { mut order, endpoint, received, via } = deliveries.next()?;
     let mut receipts = Vec::with_capacity(deliveries.len());
     for Delivery { order: Order { receipt, permit, .. }, .. } in deliveries {
         order.permit.join(permit);
@@ -152,5 +152,5 @@ fn merge(deliveries: Vec<Delivery>) -> Option<Delivery> {
     }
     order.receipt.as_mut()?.join(receipts);
     let event = Arc::new(PreparedEvent::batch(Bytes::from(array), order.event.tenant, names));
-    Some(Delivery { order: Order { event, cause, since, ..order }, endpoint, received })
+    Some(Delivery { order: Order { event, cause, since, ..order }, endpoint, received, via })
 }

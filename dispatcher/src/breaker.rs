@@ -8,6 +8,7 @@
 //! ```
 
 use crate::concurrency::Fared;
+use floodway_schemas::breaker_policy::BreakerPolicy;
 use std::time::{Duration, Instant};
 
 /// Outcomes that are looked at for the share of failures: as many as a word has bits.
@@ -31,6 +32,18 @@ pub(crate) struct BreakerLimits {
 impl BreakerLimits {
     /// What is remembered at most.
     pub(crate) const MOST_FAILURES: u32 = REMEMBERED;
+
+    /// The same with what a subscription asks for.
+    pub(crate) fn with(self, wanted: &BreakerPolicy) -> Self {
+        let millis = |ms: u32| Duration::from_millis(ms.into());
+        let pause = wanted.pause_ms.map_or(self.pause, millis);
+        Self {
+            failures: wanted.failures.unwrap_or(self.failures).min(Self::MOST_FAILURES),
+            percent: wanted.percent.unwrap_or(self.percent),
+            pause,
+            max_pause: wanted.max_pause_ms.map_or(self.max_pause, millis).max(pause),
+        }
+    }
 }
 
 /// The breaker of one endpoint.

@@ -4,7 +4,7 @@
 
 use floodway_schemas::{
     UnixMillis,
-    outcome::{DeadReason, ErrorClass, OutcomeKind},
+    outcome::{DeadReason, ErrorClass, OutcomeKind, Via},
     retry_policy::RetryPolicy,
 };
 use std::time::Duration;
@@ -54,6 +54,8 @@ pub(crate) struct Situation<'p> {
     pub(crate) random: f64,
     /// Longest wait that `Retry-After` is granted.
     pub(crate) max_retry_after: Duration,
+    /// Which endpoint it was made at.
+    pub(crate) via: Via,
 }
 
 /// The decision.
@@ -75,7 +77,8 @@ pub(crate) fn classify(reply: &Reply, situation: &Situation<'_>) -> Decision {
         Reply::Answered { status: 200..=299, .. } => {
             Decision { kind: OutcomeKind::Delivered, not_before: None, reason: None, error: None }
         }
-        Reply::Answered { status: 410, .. } => Decision {
+        // A fallback that is gone is no reason to disable the subscription: its own endpoint may be back tomorrow.
+        Reply::Answered { status: 410, .. } if situation.via == Via::Main => Decision {
             kind: OutcomeKind::Disable,
             not_before: None,
             reason: Some(DeadReason::EndpointGone),
@@ -92,7 +95,7 @@ pub(crate) fn classify(reply: &Reply, situation: &Situation<'_>) -> Decision {
 
 /// A failed attempt: the next one by the policy, or later if the endpoint asks for it; dead when none is left or it would come too late.
 fn failed(error: ErrorClass, asked: Option<Duration>, situation: &Situation<'_>) -> Decision {
-    let Situation { policy, attempt, since, now, random, max_retry_after } = *situation;
+    let Situation { policy, attempt, since, now, random, max_retry_after, via: _ } = *situation;
     let dead = |reason| Decision {
         kind: OutcomeKind::Dead,
         not_before: None,
@@ -158,7 +161,9 @@ mod tests {
     use super::*;
     use ErrorClass as E;
     use OutcomeKind as K;
+    use proptest::prelude::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
     const NOW: UnixMillis = UnixMillis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
 
     fn answered(status: u16, retry_after_seconds: Option<u64>) -> Reply {
@@ -176,8 +181,59 @@ mod tests {
                 now: NOW,
                 random: 0.5,
                 max_retry_after: Duration::from_secs(60),
+                via: Via::Main,
             },
         )
+    }
+
+    #[test]
+    fn a_fallback_that_is_gone_does_not_disable_its_subscription() {
+        let policy = RetryPolicy::new(vec![10.0], 0.0, 100.0).unwrap();
+        let situation = Situation {
+            policy: &policy,
+            attempt: 1,
+            since: NOW,
+            now: NOW,
+            random: 0.5,
+            max_retry_after: MINUTE,
+            via: Via::Fallback,
+        };
+        assert_eq!(classify(&answered(410, None), &situation).kind, K::Retry);
+    }
+
+    proptest! {
+        #[test]
+        fn a_failed_attempt_is_tried_again_before_its_age_is_over_or_is_a_dead_letter_with_the_reason(
+            delays in proptest::collection::vec(0.1f64..2_592_000.0, 0..10), jitter in 0.0f64..0.5, age in 1.0f64..7_776_000.0,
+            attempt in 1u32..12, old_ms in 0i64..8_000_000_000, asked in proptest::option::of(0u64..10_000_000), random in 0.0f64..1.0,
+        ) {
+            let policy = RetryPolicy::new(delays, jitter, age).unwrap();
+            let situation = Situation {
+                policy: &policy,
+                attempt,
+                since: UnixMillis(NOW.0 - old_ms),
+                now: NOW,
+                random,
+                max_retry_after: MINUTE,
+                via: Via::Main,
+            };
+            let decision = classify(&answered(503, asked), &situation);
+            let planned = policy.delay_after(attempt, random);
+            match (decision.kind, decision.reason) {
+                (K::Retry, None) => {
+                    let (next, planned) = (decision.not_before.unwrap(), planned.unwrap());
+                    prop_assert!(next <= policy.expires_at(situation.since));
+                    prop_assert!(next >= NOW.plus(planned));
+                    prop_assert!(next <= NOW.plus(planned.max(MINUTE)));
+                }
+                (K::Dead, Some(DeadReason::AttemptsExhausted)) => prop_assert_eq!(planned, None),
+                (K::Dead, Some(DeadReason::Expired)) => {
+                    let wait = planned.unwrap().max(Duration::from_secs(asked.unwrap_or(0)).min(MINUTE));
+                    prop_assert!(NOW.plus(wait) > policy.expires_at(situation.since));
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
     }
 
     #[test]

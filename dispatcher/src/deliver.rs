@@ -16,12 +16,14 @@ use crate::{
     partition::Receipt,
     pool::Pool,
     returns::ReturnLimits,
+    shares::Shares,
     worker::{Worker, Workers},
 };
 use floodway_runtime::clock;
 use floodway_schemas::{
     UnixMillis,
-    outcome::{Cause, DeadReason, ErrorClass},
+    config::Subscription,
+    outcome::{Cause, DeadReason, ErrorClass, Via},
 };
 use metrics::Gauge;
 use std::{
@@ -75,6 +77,8 @@ pub(crate) struct Deliverer {
     pub(crate) crowded: AtomicBool,
     /// Cancelled when the drain deadline has passed: the workers end, and drop what they have under way.
     pub(crate) cut_off: CancellationToken,
+    /// Of rates that hold for the whole group, this process's part.
+    pub(crate) shares: Shares,
 }
 
 impl Deliverer {
@@ -96,6 +100,7 @@ impl Deliverer {
                 rate: f64::from(settings.return_rate),
                 longest: settings.max_return_wait,
             },
+            rate: None,
         }
     }
 
@@ -106,40 +111,62 @@ impl Deliverer {
         Limits { wait: wait.min(self.limits.wait), ..self.limits }
     }
 
-    /// Puts a delivery into its lane: it is made now, later, or deferred; or given back, when there is no room but soon will be. Never
-    /// blocks. [`Workers::signal`] must follow.
+    /// Puts a delivery into the lane of its endpoint, or of the one that stands in for it: it is made now, later, or deferred; or given
+    /// back, when there is no room but soon will be. Never blocks. [`Workers::signal`] must follow.
     pub(crate) fn offer(&self, delivery: Delivery) -> Taken {
         if !self.life.is_running() {
             return Taken::Settled;
         }
-        let lane = Arc::clone(&delivery.endpoint.lane);
-        let (part, id) = (delivery.part(), delivery.lane_id());
+        let offered = match self.offer_to(Via::Main, delivery) {
+            Err(refused) if refused.endpoint.fallback.is_some() => self.offer_to(Via::Fallback, refused),
+            offered => offered,
+        };
+        offered.unwrap_or_else(|refused| {
+            self.put_off(refused);
+            Taken::Settled
+        })
+    }
+
+    /// Offers a delivery to the lane of one of its endpoints; an error when that gets nothing at present.
+    #[allow(
+        clippy::result_large_err,
+        reason = "a delivery on its way is moved, not allocated for being refused"
+    )]
+    fn offer_to(&self, via: Via, mut delivery: Delivery) -> Result<Taken, Delivery> {
+        delivery.via = via;
+        let lane = Arc::clone(delivery.lane());
+        let (part, id, limits) =
+            (delivery.part(), delivery.lane_id(), self.limits_of(&delivery.endpoint.subscription));
         let free = self.budget.free_for(delivery.order.event.tenant);
-        match lane.offer(delivery, part, free, &self.limits, Instant::now(), rand::random()) {
+        match lane.offer(delivery, part, free, &limits, Instant::now(), rand::random()) {
             Offer::Start(delivery) => {
                 self.workers.begin(delivery, self.tasks.token());
-                Taken::Passed(id)
+                Ok(Taken::Passed(id))
             }
             Offer::Wait => {
                 self.metrics.queued.increment(1.0);
-                Taken::Passed(id)
+                Ok(Taken::Passed(id))
             }
-            Offer::Full(delivery) => Taken::Full(delivery),
+            Offer::Full(delivery) => Ok(Taken::Full(delivery)),
             Offer::Defer(put_off) => {
                 self.defer(put_off);
-                Taken::Settled
+                Ok(Taken::Settled)
             }
-            Offer::Refused(delivery) => {
-                self.put_off(delivery);
-                Taken::Settled
-            }
+            Offer::Refused(delivery) => Err(delivery),
         }
+    }
+
+    /// The bounds of a subscription's lanes, by what it asks for.
+    fn limits_of(&self, subscription: &Subscription) -> Limits {
+        let share = if subscription.requests_per_second.is_some() { self.shares.share() } else { 1.0 };
+        self.limits.of(subscription, share)
     }
 
     /// Defers a delivery that its lane did not take.
     pub(crate) fn put_off(&self, delivery: Delivery) {
-        let lane = Arc::clone(&delivery.endpoint.lane);
-        self.defer(lane.put_off(delivery, &self.limits, Instant::now(), rand::random()));
+        let lane = Arc::clone(delivery.lane());
+        let limits = self.limits_of(&delivery.endpoint.subscription);
+        self.defer(lane.put_off(delivery, &limits, Instant::now(), rand::random()));
     }
 
     fn defer(&self, PutOff { item, delay, is_open }: PutOff<Delivery>) {
@@ -153,11 +180,35 @@ impl Deliverer {
         self.settle(item.order, Settlement::deferred(comes_back(now, delay, expires_at)));
     }
 
-    /// Defers what waited in the lanes for too long, or for an endpoint that gets nothing any more.
+    /// Defers what waited in the lanes for too long, or for an endpoint that gets nothing any more, unless another one stands in.
     pub(crate) fn defer_overdue(&self, overdue: Vec<PutOff<Delivery>>) {
         // Counts far below 2^52.
         self.metrics.queued.decrement(overdue.len() as f64);
-        overdue.into_iter().for_each(|put_off| self.defer(put_off));
+        for put_off in overdue {
+            let item = &put_off.item;
+            if put_off.is_open && item.via == Via::Main && item.endpoint.fallback.is_some() {
+                self.turn_away(put_off);
+            } else {
+                self.defer(put_off);
+            }
+        }
+        self.workers.signal();
+    }
+
+    /// Offers a delivery whose endpoint gets nothing any more to the one that stands in for it. Defers it when that has no room, or when
+    /// nothing is begun any more.
+    fn turn_away(&self, put_off: PutOff<Delivery>) {
+        let mut turned_away = Some(put_off);
+        self.life.while_running(|| {
+            let Some(PutOff { item, .. }) = turned_away.take() else { return };
+            match self.offer_to(Via::Fallback, item) {
+                Ok(Taken::Full(delivery)) | Err(delivery) => self.put_off(delivery),
+                Ok(Taken::Passed(_) | Taken::Settled) => {}
+            }
+        });
+        if let Some(put_off) = turned_away {
+            self.defer(put_off);
+        }
     }
 
     /// Defers what waits in the lanes: its records are settled then, and nobody delivers them to their other subscriptions again.
@@ -183,16 +234,24 @@ impl Deliverer {
     pub(crate) async fn work(self: Arc<Self>, first: Delivery, worker: Arc<Worker>) {
         let mut next = Some(first);
         while let Some(delivery) = next {
-            let lane = Arc::clone(&delivery.endpoint.lane);
-            let (part, began) = (delivery.part(), Instant::now());
+            let (endpoint, via, part) = (Arc::clone(&delivery.endpoint), delivery.via, delivery.part());
+            let lane = endpoint.lane(via);
+            if endpoint.subscription.requests_per_second.is_some()
+                && let Some(turn) = lane.turn()
+            {
+                // Of its own on the heap: few subscriptions have a rate, and every delivery's task would have room for it.
+                Box::pin(tokio::time::sleep_until(turn.into())).await;
+            }
+            let began = Instant::now();
             let fared = self.deliver(delivery, &worker.pool).await;
             let ended = Instant::now();
             worker.lag.look().await;
             if worker.lag.is_behind(ended) {
                 lane.lagged(ended);
             }
+            let limits = self.limits_of(&endpoint.subscription);
             let Next { start, more, overdue, turn } =
-                lane.finish(part, fared, &self.limits, began, ended, rand::random());
+                lane.finish(part, fared, &limits, began, ended, rand::random());
             if !overdue.is_empty() {
                 self.defer_overdue(overdue);
             }
@@ -267,7 +326,7 @@ impl Deliverer {
 
     /// Makes the attempt, unless the delivery is too old for it, and decides what follows. Also says how the endpoint fared.
     async fn attempt(&self, delivery: &Delivery, pool: &Pool) -> (Settlement, Fared) {
-        let Delivery { order, endpoint, received } = delivery;
+        let Delivery { order, endpoint, received, via } = delivery;
         let policy = &endpoint.subscription.retry;
         if clock::now() > policy.expires_at(order.since) {
             return (Settlement::dead(DeadReason::Expired), Fared::Unknown);
@@ -275,7 +334,7 @@ impl Deliverer {
         let timeout = self.timeout(delivery);
         let report = {
             let _under_way = UnderWay::new(&self.metrics.in_flight);
-            attempt::attempt(pool, endpoint, &order.event, order.record, timeout, clock::now()).await
+            attempt::attempt(pool, delivery, timeout, clock::now()).await
         };
         self.metrics.attempt_seconds.record(report.duration);
         if order.attempt == 1 && matches!(order.cause, Cause::Event { .. }) {
@@ -290,10 +349,14 @@ impl Deliverer {
                 now: clock::now(),
                 random: rand::random(),
                 max_retry_after: self.max_retry_after,
+                via: *via,
             },
         );
+        if *via == Via::Fallback {
+            self.metrics.fallback_attempts.increment(1);
+        }
         let fared = fared(&report.reply);
-        (settlement(decision, report), fared)
+        (settlement(decision, report, *via), fared)
     }
 }
 
@@ -339,7 +402,7 @@ async fn unless_panic<T>(work: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-fn settlement(decision: classify::Decision, report: Report) -> Settlement {
+fn settlement(decision: classify::Decision, report: Report, via: Via) -> Settlement {
     Settlement {
         kind: decision.kind,
         verdict: Verdict {
@@ -347,6 +410,7 @@ fn settlement(decision: classify::Decision, report: Report) -> Settlement {
             reason: decision.reason,
             status: report.reply.status(),
             error: decision.error,
+            via,
             detail: report.detail,
             duration_ms: Some(u32::try_from(report.duration.as_millis()).unwrap_or(u32::MAX)),
             response: report.response,

@@ -3,15 +3,16 @@
 use crate::{
     budget::{Amount, Permit},
     headers::PreparedEvent,
-    lane::Returning,
+    lane::{Lane, Returning},
     partition::Receipt,
     subscriptions::Endpoint,
+    target::Target,
 };
 use floodway_schemas::{
     UnixMillis,
     exchange::Exchange,
     ids::SubscriptionId,
-    outcome::{Cause, DeadReason, ErrorClass, OutcomeKind},
+    outcome::{Cause, DeadReason, ErrorClass, OutcomeKind, Via},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -58,6 +59,8 @@ pub(crate) struct Delivery {
     pub(crate) endpoint: Arc<Endpoint>,
     /// When the record was received.
     pub(crate) received: Instant,
+    /// To which of its endpoints. Decided anew whenever it is offered.
+    pub(crate) via: Via,
 }
 
 /// Tells lanes apart, as long as they live.
@@ -65,8 +68,18 @@ pub(crate) type LaneId = usize;
 
 impl Delivery {
     /// Its lane.
+    pub(crate) fn lane(&self) -> &Arc<Lane<Self>> {
+        self.endpoint.lane(self.via)
+    }
+
+    /// Tells its lane from others.
     pub(crate) fn lane_id(&self) -> LaneId {
-        Arc::as_ptr(&self.endpoint.lane).addr()
+        Arc::as_ptr(self.lane()).addr()
+    }
+
+    /// Where its request goes.
+    pub(crate) fn target(&self) -> Option<&Target> {
+        self.endpoint.target(self.via)
     }
 
     /// What it counts for in budgets, in bytes.
@@ -97,6 +110,8 @@ pub(crate) struct Verdict {
     pub(crate) status: Option<u16>,
     /// Why the attempt failed.
     pub(crate) error: Option<ErrorClass>,
+    /// Which endpoint it was made at.
+    pub(crate) via: Via,
     /// What went wrong, for people.
     pub(crate) detail: Option<String>,
     /// Duration of the attempt.

@@ -15,8 +15,10 @@ use crate::{
     breaker::{Admission, Breaker, BreakerLimits, Turn},
     budget::Amount,
     concurrency::{Concurrency, Fared},
+    pace::Pace,
     returns::{Outage, ReturnLimits, Returns},
 };
+use floodway_schemas::config::Subscription;
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -58,6 +60,17 @@ pub(crate) struct Limits {
     pub(crate) breaker: BreakerLimits,
     /// When what was put off meanwhile comes back.
     pub(crate) returns: ReturnLimits,
+    /// Requests per second that this process may make; `None` for as many as the endpoint takes.
+    pub(crate) rate: Option<f64>,
+}
+
+impl Limits {
+    /// The same with what a subscription asks for; `share` is this process's share of its rate.
+    pub(crate) fn of(&self, subscription: &Subscription, share: f64) -> Self {
+        let rate = subscription.requests_per_second.map(|rate| f64::from(rate.get()) * share);
+        let breaker = subscription.breaker.as_ref().map_or(self.breaker, |wanted| self.breaker.with(wanted));
+        Self { rate, breaker, ..*self }
+    }
 }
 
 /// What a lane asks of a delivery.
@@ -81,6 +94,8 @@ struct State<T> {
     breaker: Breaker,
     /// What was put off since the breaker opened; `None` before anything was, which is how most lanes are.
     returns: Option<Box<Returns>>,
+    /// The turns of requests, if their rate is limited.
+    pace: Option<Box<Pace>>,
 }
 
 #[derive(Debug)]
@@ -160,6 +175,7 @@ impl<T> Default for Lane<T> {
             concurrency: Concurrency::default(),
             breaker: Breaker::default(),
             returns: None,
+            pace: None,
         }))
     }
 }
@@ -178,15 +194,20 @@ impl<T: Returning> Lane<T> {
         let mut state = self.lock();
         match state.breaker.admit(now) {
             Admission::Free => {}
-            Admission::Probe => return state.start(item, part, now),
+            Admission::Probe => return state.start(item, part, limits, now),
             Admission::Refused => return Offer::Refused(item),
         }
         let held = state.active + state.waiting.len();
         let bound = state.concurrency.bound(limits.in_flight);
+        if state.pace_wait(limits, now) > limits.wait
+            && let Some(delay) = state.put_off_by_pace(limits, now)
+        {
+            return Offer::Defer(PutOff { item, delay, is_open: false });
+        }
         // An idle lane always takes one, so that a short budget or a large event never shuts a subscription out.
         if held == 0 {
             state.drain.began = Some(now);
-            return state.start(item, part, now);
+            return state.start(item, part, limits, now);
         }
         let within_share = state.part.count + part.count <= free.count / limits.share
             && state.part.bytes + part.bytes <= free.bytes / limits.share;
@@ -201,7 +222,7 @@ impl<T: Returning> Lane<T> {
             return Offer::Defer(PutOff { item, delay, is_open: false });
         }
         if state.active < bound {
-            return state.start(item, part, now);
+            return state.start(item, part, limits, now);
         }
         state.part.add(part);
         state.waiting.push_back(Waiting { item, part, since: now });
@@ -213,6 +234,9 @@ impl<T: Returning> Lane<T> {
         let mut state = self.lock();
         if let Some(delay) = state.returns_in(&item, limits, now) {
             return PutOff { item, delay, is_open: true };
+        }
+        if let Some(delay) = state.put_off_by_pace(limits, now) {
+            return PutOff { item, delay, is_open: false };
         }
         let (held, bound) = (state.active + state.waiting.len(), state.concurrency.bound(limits.in_flight));
         let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
@@ -259,6 +283,17 @@ impl<T: Returning> Lane<T> {
         self.lock().take_overdue(limits, now, random)
     }
 
+    /// When the next request begins of those that were started; `None` when it is not limited.
+    pub(crate) fn turn(&self) -> Option<Instant> {
+        self.lock().pace.as_mut()?.take()
+    }
+
+    /// Forgets what is known of the endpoint's outages: it is another one now.
+    pub(crate) fn close_breaker(&self) {
+        let mut state = self.lock();
+        (state.breaker, state.returns) = (Breaker::default(), None);
+    }
+
     /// Takes everything that waits out of the lane.
     pub(crate) fn take_waiting(&self) -> Vec<T> {
         let mut state = self.lock();
@@ -274,7 +309,8 @@ impl<T: Returning> Lane<T> {
 }
 
 impl<T: Returning> State<T> {
-    fn start(&mut self, item: T, part: Amount, now: Instant) -> Offer<T> {
+    fn start(&mut self, item: T, part: Amount, limits: &Limits, now: Instant) -> Offer<T> {
+        self.give_turn(limits, now);
         self.part.add(part);
         self.active += 1;
         self.drain.moved = Some(now);
@@ -287,6 +323,7 @@ impl<T: Returning> State<T> {
             return None;
         }
         let next = self.waiting.pop_front()?;
+        self.give_turn(limits, now);
         self.active += 1;
         self.drain.moved = Some(now);
         Some(next.item)
@@ -301,6 +338,26 @@ impl<T: Returning> State<T> {
             self.drain.service.unwrap_or(0.0) / self.active as f64 * (self.waiting.len() + 1) as f64;
         // What took so long already will not take less.
         by_rate.max(self.drain.stalled(now))
+    }
+
+    /// A request that begins has its turn.
+    fn give_turn(&mut self, limits: &Limits, now: Instant) {
+        if let Some(rate) = limits.rate {
+            self.pace.get_or_insert_default().give(rate, now);
+        }
+    }
+
+    /// How long a delivery would wait for its turn; no time when the rate is not limited.
+    fn pace_wait(&self, limits: &Limits, now: Instant) -> Duration {
+        let (Some(rate), Some(pace)) = (limits.rate, &self.pace) else { return Duration::ZERO };
+        pace.begins(rate, self.waiting.len(), now).saturating_duration_since(now)
+    }
+
+    /// The wait of a delivery that the rate has no room for, if it is limited.
+    fn put_off_by_pace(&mut self, limits: &Limits, now: Instant) -> Option<Duration> {
+        let rate = limits.rate?;
+        let pace = self.pace.get_or_insert_default();
+        Some(pace.put_off(rate, self.waiting.len(), limits.returns.longest, now))
     }
 
     /// While the endpoint gets nothing: the time until a delivery comes back that is put off now.
@@ -323,7 +380,8 @@ impl<T: Returning> State<T> {
             && let Some(Waiting { item, part, .. }) = self.waiting.pop_front()
         {
             self.part.remove(part);
-            let delay = self.returns_in(&item, limits, now).unwrap_or_else(|| {
+            let planned = self.returns_in(&item, limits, now).or_else(|| self.put_off_by_pace(limits, now));
+            let delay = planned.unwrap_or_else(|| {
                 let bound = self.concurrency.bound(limits.in_flight);
                 self.drain.plan(self.active, bound, limits, now).mul_f64(1.0 + SPREAD * random)
             });
@@ -410,6 +468,7 @@ mod tests {
             max_pause: Duration::from_secs(40),
         },
         returns: ReturnLimits { rate: 10.0, longest: Duration::from_secs(600) },
+        rate: None,
     };
 
     impl Returning for i32 {
@@ -627,6 +686,66 @@ mod tests {
         let closed = lane.finish(Amount::one(1), Fared::Well, &LIMITS, at(21), at(22), 0.0);
         assert_eq!(closed.turn, Some(Turn::Closed));
         assert_eq!(offer(8, 22), Offer::Start(8));
+    }
+
+    #[test]
+    fn a_lane_with_a_rate_gives_turns_and_puts_off_what_has_none_soon() {
+        let limits = Limits { in_flight: 4, rate: Some(2.0), wait: Duration::from_secs(5), ..LIMITS };
+        let lane = Lane::default();
+        let now = Instant::now();
+        let offer = |item| lane.offer(item, Amount::one(1), VAST, &limits, now, 0.0);
+        for item in 0..4 {
+            assert_eq!(offer(item), Offer::Start(item));
+        }
+        let turns: Vec<u128> = (0..4).map(|_| lane.turn().unwrap().duration_since(now).as_millis()).collect();
+        assert_eq!(turns, [0, 400, 900, 1_400]);
+        assert_eq!(lane.turn(), None);
+        // Three of them wait for room; the rest, although there is room for more, for five seconds and more.
+        for item in 4..7 {
+            assert_eq!(offer(item), Offer::Wait);
+        }
+        let limits = Limits { queue: 100, ..limits };
+        let offer = |item| lane.offer(item, Amount::one(1), VAST, &limits, now, 0.0);
+        let mut item = 7;
+        let put_off = loop {
+            match offer(item) {
+                Offer::Defer(put_off) => break put_off,
+                other => assert_eq!(other, Offer::Wait),
+            }
+            item += 1;
+        };
+        // The burst included.
+        assert_eq!((item, put_off.is_open), (11, false));
+        assert!(put_off.delay > limits.wait);
+        let Offer::Defer(next) = offer(item) else { panic!("there is no room") };
+        assert_eq!(next.delay, put_off.delay + Duration::from_millis(500));
+        // The next one begins in its turn.
+        let next = lane.finish(Amount::one(1), Fared::Well, &limits, now, now, 0.0);
+        assert_eq!(next.start, Some(4));
+        assert_eq!(lane.turn().unwrap().duration_since(now).as_millis(), 1_900);
+    }
+
+    #[test]
+    fn a_breaker_opens_as_its_subscription_asks_for() {
+        let golden = include_str!("../../schemas/golden/config-subscription.json");
+        let mut json: serde_json::Value = serde_json::from_str(golden).unwrap();
+        json["breaker"] = serde_json::json!({"failures": 1, "pause_ms": 90_000});
+        json["requests_per_second"] = 8.into();
+        let limits = LIMITS.of(&serde_json::from_value(json).unwrap(), 0.25);
+        assert_eq!((limits.rate, limits.breaker.failures, limits.breaker.percent), (Some(2.0), 1, 100));
+        // The installation's longest pause is shorter than the first one of this.
+        assert_eq!(
+            (limits.breaker.pause, limits.breaker.max_pause),
+            (Duration::from_secs(90), Duration::from_secs(90))
+        );
+        let lane = Lane::default();
+        let now = Instant::now();
+        lane.offer(0, Amount::one(1), PLENTY, &limits, now, 0.0);
+        let next = lane.finish(Amount::one(1), Fared::Badly, &limits, now, now, 0.0);
+        assert_eq!(next.turn, Some(Turn::Opened));
+        assert_eq!(lane.put_off(1, &limits, now, 0.0).delay, Duration::from_secs(90));
+        lane.close_breaker();
+        assert_eq!(lane.offer(1, Amount::one(1), PLENTY, &LIMITS, now, 0.0), Offer::Start(1));
     }
 
     #[test]

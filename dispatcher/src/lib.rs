@@ -40,6 +40,7 @@ mod outcome_queue;
 mod outcome_record;
 mod outcomes;
 mod ownership;
+mod pace;
 mod partition;
 mod paused;
 mod places;
@@ -51,6 +52,7 @@ mod response;
 mod returns;
 mod route;
 mod session;
+mod shares;
 mod sign;
 mod subscriptions;
 mod target;
@@ -79,6 +81,7 @@ use metrics::Metrics;
 use outcomes::Outcomes;
 use pool::PoolLimits;
 use route::Router;
+use shares::Shares;
 use std::{
     sync::{Arc, atomic::AtomicBool},
     thread::JoinHandle,
@@ -169,8 +172,11 @@ impl Dispatcher {
             }
             let (subscriptions, deliverer) = (Arc::clone(&parts.subscriptions), Arc::clone(&parts.deliverer));
             let swept = off_runtime(move || {
-                deliverer
-                    .defer_overdue(subscriptions.take_overdue(&deliverer.sweep_limits(), Instant::now()));
+                deliverer.defer_overdue(subscriptions.take_overdue(
+                    &deliverer.sweep_limits(),
+                    deliverer.shares.share(),
+                    Instant::now(),
+                ));
             });
             if swept.await.is_none() {
                 tracing::error!("the sweep of the lanes panicked");
@@ -264,6 +270,7 @@ impl Parts {
             tasks: TaskTracker::new(),
             crowded: AtomicBool::new(false),
             cut_off: CancellationToken::new(),
+            shares: Shares::default(),
         });
         let limits = PoolLimits {
             connections: settings.max_connections,

@@ -24,6 +24,7 @@ const STALLS: &str = "floodway_dispatcher_partition_stalls_total";
 const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
+const FALLBACK_ATTEMPTS: &str = "floodway_dispatcher_fallback_attempts_total";
 const CONNECTIONS: &str = "floodway_dispatcher_connections";
 const FILTERED: &str = "floodway_dispatcher_filtered_total";
 const BATCHES: &str = "floodway_dispatcher_batches_total";
@@ -81,6 +82,8 @@ pub(crate) struct Metrics {
     pub(crate) attempt_seconds: Histogram,
     /// Seconds from the receipt of an event to the end of its first attempt.
     pub(crate) first_attempt_seconds: Histogram,
+    /// Attempts at endpoints that stand in for others.
+    pub(crate) fallback_attempts: Counter,
     /// Attempts under way.
     pub(crate) in_flight: Gauge,
     /// Deliveries that wait in lanes.
@@ -141,6 +144,7 @@ impl Metrics {
             batch_events: histogram!(BATCH_EVENTS),
             attempt_seconds: histogram!(ATTEMPT_SECONDS),
             first_attempt_seconds: histogram!(FIRST_ATTEMPT_SECONDS),
+            fallback_attempts: counter!(FALLBACK_ATTEMPTS),
             in_flight: gauge!(IN_FLIGHT),
             queued: gauge!(QUEUED),
             outcome_retries: counter!(OUTCOME_RETRIES),
@@ -229,6 +233,10 @@ fn describe() {
     );
     describe_counter!(SKIPPED, "Records settled without a delivery, by reason");
     describe_counter!(BREAKERS, "Endpoints that get no requests any more, or get them again, by change");
+    describe_counter!(
+        FALLBACK_ATTEMPTS,
+        "Attempts at a fallback URL, while the subscription's own endpoint gets none"
+    );
     describe_gauge!(CONNECTIONS, "Connections to endpoints, those that are being made included");
     describe_counter!(
         FILTERED,

@@ -48,6 +48,7 @@ impl Settled {
             reason: verdict.reason,
             status: verdict.status,
             error: verdict.error,
+            via: verdict.via,
             detail: verdict.detail.as_deref().map(Cow::Borrowed),
             duration_ms: verdict.duration_ms,
             response: verdict.response.as_deref().map(Cow::Borrowed),

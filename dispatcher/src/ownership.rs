@@ -24,7 +24,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -50,6 +50,8 @@ pub(crate) struct Owner {
     /// Full name of the topic.
     name: String,
     metrics: IntakeMetrics,
+    /// Partitions of the topic; 0 while that is not known.
+    partitions: AtomicUsize,
     /// The consumer itself, for splitting queues; weak, for the consumer owns this context.
     consumer: OnceLock<Weak<BaseConsumer<Owner>>>,
     /// Touched by the consumer's thread only.
@@ -94,6 +96,7 @@ impl Owner {
             metrics: IntakeMetrics::new(intake.topic),
             intake,
             name,
+            partitions: AtomicUsize::new(0),
             consumer: OnceLock::new(),
             assigned: Mutex::default(),
             broken: Arc::default(),
@@ -133,6 +136,9 @@ impl Owner {
             return consumer.incremental_assign(partitions);
         };
         let starts = self.starts(consumer, partitions)?;
+        self.count_partitions(consumer);
+        // Before the first delivery.
+        self.share(self.lock().len() + starts.len());
         let mut list = TopicPartitionList::with_capacity(starts.len());
         let mut queues = Vec::with_capacity(starts.len());
         for start in &starts {
@@ -148,6 +154,25 @@ impl Owner {
         }
         self.report();
         Ok(())
+    }
+
+    /// Tells this process's share of the group's work.
+    fn share(&self, owned: usize) {
+        let all = self.partitions.load(Ordering::Relaxed);
+        self.intake.router.deliverer.shares.own(self.intake.topic, owned, all);
+    }
+
+    /// Asks how many partitions the topic has. What was known before stays when Kafka does not answer.
+    fn count_partitions(&self, consumer: &BaseConsumer<Self>) {
+        match consumer.fetch_metadata(Some(&self.name), REQUEST_TIMEOUT) {
+            Ok(metadata) => {
+                let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+                self.partitions.fetch_max(count, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::warn!(topic = self.name, %error, "the topic's partitions could not be counted")
+            }
+        }
     }
 
     /// Starts the thread that drains a partition.
@@ -405,6 +430,7 @@ impl Owner {
         // Counts far below 2^52.
         self.metrics.tracker_window.set(window as f64);
         self.metrics.partitions.set(assigned.len() as f64);
+        self.share(assigned.len());
     }
 
     /// Critical sections leave the map whole: a panic elsewhere is no reason to stop.

@@ -194,22 +194,20 @@ mod tests {
         ) {
             let mut world = World::new();
             let mut now = world.start;
-            let mut number = 0;
             let mut seen = 0;
             let mut next = None;
-            for gap in gaps.iter().cycle() {
+            for (number, gap) in (0..20_000).zip(gaps.iter().cycle()) {
                 now += Duration::from_millis(*gap);
                 // The outage ends when a wave is about to begin.
                 if let Some(begins) = world.returns.next.filter(|begins| now >= *begins) {
                     world.go_on(begins);
                     seen += usize::from(next.replace(begins) != Some(begins));
-                    if seen > waves || number > 20_000 {
+                    if seen > waves {
                         break;
                     }
                 }
                 world.go_on(now);
                 world.put_off(Delivery { number, rounds: 0, waves: 0, is_ahead: false }, now);
-                number += 1;
             }
             let back: Vec<(Instant, u32)> = world
                 .pending

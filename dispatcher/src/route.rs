@@ -26,7 +26,7 @@ use floodway_schemas::{
     event::{Event, EventError},
     filter::Subject,
     ids::TenantId,
-    outcome::{Cause, DeadReason},
+    outcome::{Cause, DeadReason, Via},
     topic::Topic,
 };
 use std::{
@@ -406,7 +406,7 @@ impl Router {
                 if let Some(policy) = endpoint.subscription.batch
                     && matches!(order.cause, Cause::Event { .. }) =>
             {
-                self.join(Delivery { order, endpoint, received }, &policy, backlog)
+                self.join(Delivery { order, endpoint, received, via: Via::Main }, &policy, backlog)
             }
             target => self.dispose(order, target, received),
         }
@@ -440,7 +440,7 @@ impl Router {
         match target {
             Target::Endpoint(endpoint) => match endpoint.subscription.state {
                 SubscriptionState::Active => {
-                    return self.deliverer.offer(Delivery { order, endpoint, received });
+                    return self.deliverer.offer(Delivery { order, endpoint, received, via: Via::Main });
                 }
                 _ if now > endpoint.subscription.retry.expires_at(since) => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));

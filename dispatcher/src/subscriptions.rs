@@ -15,10 +15,12 @@ use floodway_schemas::{
     UnixMillis,
     config::{ConfigChange, ConfigKey, Subscription, SubscriptionState},
     ids::{SubscriptionId, TenantId},
+    outcome::Via,
     pattern::TypeIndex,
     seal::SealingKeys,
 };
 use std::{
+    iter,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -37,6 +39,17 @@ pub(crate) struct Endpoint {
     pub(crate) keys: SigningKeys,
     /// Its lane, kept across changes of the configuration.
     pub(crate) lane: Arc<Lane<Delivery>>,
+    /// Where deliveries go while that lane's endpoint gets none.
+    pub(crate) fallback: Option<Box<Fallback>>,
+}
+
+/// An endpoint that stands in for a subscription's own. What it gets is signed alike.
+#[derive(Debug)]
+pub(crate) struct Fallback {
+    /// Where to.
+    pub(crate) target: Option<Target>,
+    /// Its lane, with a breaker of its own.
+    pub(crate) lane: Arc<Lane<Delivery>>,
 }
 
 /// All subscriptions. One thread changes them, any number reads.
@@ -49,13 +62,48 @@ pub(crate) struct Subscriptions {
 }
 
 impl Endpoint {
-    fn new(mut subscription: Subscription, sealing: &SealingKeys, lane: Arc<Lane<Delivery>>) -> Self {
+    /// Of a subscription; `held` is what it was before.
+    fn new(mut subscription: Subscription, sealing: &SealingKeys, held: Option<&Self>) -> Self {
         let keys = SigningKeys::open(&subscription, sealing);
         let target = Target::new(&subscription.url, &subscription.headers);
+        let lane = held.map(|held| Arc::clone(&held.lane)).unwrap_or_default();
+        if held.is_some_and(|held| held.subscription.url != subscription.url) {
+            lane.close_breaker();
+        }
+        let fallback = subscription.fallback_url.as_ref().map(|url| {
+            let target = Target::new(url, &subscription.headers);
+            let held = held
+                .and_then(|held| Some((held.subscription.fallback_url.as_ref()?, held.fallback.as_ref()?)));
+            let lane = held.map(|(_, held)| Arc::clone(&held.lane)).unwrap_or_default();
+            if held.is_some_and(|(before, _)| before != url) {
+                lane.close_breaker();
+            }
+            Box::new(Fallback { target, lane })
+        });
         // There may be hundreds of thousands of them.
         subscription.secrets = Vec::new();
         subscription.headers = Default::default();
-        Self { target, keys, lane, subscription }
+        Self { target, keys, lane, fallback, subscription }
+    }
+
+    /// The lane of one of its endpoints; its own when there is no other.
+    pub(crate) fn lane(&self, via: Via) -> &Arc<Lane<Delivery>> {
+        match (via, &self.fallback) {
+            (Via::Fallback, Some(fallback)) => &fallback.lane,
+            _ => &self.lane,
+        }
+    }
+
+    /// Where requests to one of its endpoints go.
+    pub(crate) fn target(&self, via: Via) -> Option<&Target> {
+        match (via, &self.fallback) {
+            (Via::Fallback, Some(fallback)) => fallback.target.as_ref(),
+            _ => self.target.as_ref(),
+        }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Arc<Lane<Delivery>>> {
+        iter::once(&self.lane).chain(self.fallback.as_ref().map(|fallback| &fallback.lane))
     }
 
     /// Whether an event of a type that it wants, recorded at `at`, is for this subscription.
@@ -94,15 +142,17 @@ impl Subscriptions {
     /// Takes every delivery that waits out of its lane.
     pub(crate) fn take_waiting(&self) -> Vec<Delivery> {
         let mut waiting = Vec::new();
-        self.by_id.for_each(|endpoint| waiting.extend(endpoint.lane.take_waiting()));
+        self.by_id.for_each(|endpoint| waiting.extend(endpoint.lanes().flat_map(|lane| lane.take_waiting())));
         waiting
     }
 
-    /// Takes every delivery that waited for too long out of its lane.
-    pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant) -> Vec<PutOff<Delivery>> {
+    /// Takes every delivery that waited for too long out of its lane; `share` is this process's share of rates.
+    pub(crate) fn take_overdue(&self, limits: &Limits, share: f64, now: Instant) -> Vec<PutOff<Delivery>> {
         let mut overdue = Vec::new();
-        self.by_id
-            .for_each(|endpoint| overdue.extend(endpoint.lane.take_overdue(limits, now, rand::random())));
+        self.by_id.for_each(|endpoint| {
+            let limits = limits.of(&endpoint.subscription, share);
+            endpoint.lanes().for_each(|lane| overdue.extend(lane.take_overdue(&limits, now, rand::random())));
+        });
         overdue
     }
 
@@ -111,8 +161,7 @@ impl Subscriptions {
         if held.as_ref().is_some_and(|held| held.subscription.version >= subscription.version) {
             return;
         }
-        let lane = held.as_ref().map(|held| Arc::clone(&held.lane)).unwrap_or_default();
-        let endpoint = Arc::new(Endpoint::new(subscription, sealing, lane));
+        let endpoint = Arc::new(Endpoint::new(subscription, sealing, held.as_deref()));
         let Subscription { id, tenant, ref types, .. } = endpoint.subscription;
         self.by_id.insert(id, Arc::clone(&endpoint));
         let own = self.by_tenant.get(&tenant).unwrap_or_default();
@@ -189,6 +238,26 @@ mod tests {
         assert!(index.get(second.id).is_none() && of_type("new").is_empty());
         assert!(index.by_tenant.get(&second.tenant).is_none());
         assert_eq!(index.len(), 0);
+    }
+
+    #[test]
+    fn a_fallback_has_a_lane_of_its_own_which_is_kept_while_there_is_one() {
+        let index = Subscriptions::default();
+        let with = |version, fallback: Option<&str>| {
+            let fallback_url = fallback.map(|url| Box::new(url.parse().unwrap()));
+            let subscription = Subscription { fallback_url, ..subscription(version, r#"["*"]"#, "active") };
+            put(&index, &subscription);
+            index.get(subscription.id).unwrap()
+        };
+        let first = with(1, Some("https://else.com/a"));
+        let own = first.lane(Via::Fallback);
+        assert!(!Arc::ptr_eq(own, first.lane(Via::Main)));
+        assert_eq!(&*first.target(Via::Fallback).unwrap().origin.host, "else.com");
+        assert_eq!(&*first.target(Via::Main).unwrap().origin.host, "example.com");
+        assert!(Arc::ptr_eq(own, with(2, Some("https://other.com/")).lane(Via::Fallback)));
+        let without = with(3, None);
+        assert!(Arc::ptr_eq(without.lane(Via::Fallback), first.lane(Via::Main)));
+        assert!(without.fallback.is_none());
     }
 
     #[test]

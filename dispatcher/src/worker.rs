@@ -90,7 +90,7 @@ impl Workers {
 
     /// Puts a delivery into its worker's mailbox; [`Workers::signal`] must follow.
     pub(crate) fn begin(&self, delivery: Delivery, under_way: TaskTrackerToken) {
-        let spread = delivery.endpoint.target.as_ref().map_or(0, |target| target.spread);
+        let spread = delivery.target().map_or(0, |target| target.spread);
         let mailbox = &self.mailboxes[spread % self.mailboxes.len()];
         mailbox.put(Begin { delivery, under_way });
     }

@@ -357,6 +357,7 @@ fn delivery(outcome: &Outcome<'_>, id: i64) -> NewDelivery {
         reason: outcome.reason.map(|reason| reason.as_str()),
         status: outcome.status.map(i32::from),
         error: outcome.error.map(|error| error.as_str()),
+        via: (!outcome.via.is_main()).then(|| outcome.via.as_str()),
         detail: outcome.detail.as_deref().map(clean),
         duration_ms: outcome.duration_ms.map(bounded),
         next_at: None,
@@ -406,7 +407,7 @@ mod tests {
     use super::*;
     use floodway_schemas::{
         ids::{RunId, SubscriptionId, TenantId},
-        outcome::{Cause, ErrorClass, OUTCOME_VERSION},
+        outcome::{Cause, ErrorClass, OUTCOME_VERSION, Via},
     };
     use proptest::prelude::*;
 
@@ -431,6 +432,7 @@ mod tests {
             reason: None,
             status: Some(500),
             error: Some(ErrorClass::Status),
+            via: Via::Main,
             detail: None,
             duration_ms: Some(12),
             response: Some("oh".into()),
@@ -453,7 +455,8 @@ mod tests {
             (OutcomeKind::InDoubt, 2, false),
         ];
         for (kind, attempt, history) in kinds {
-            let entry = read_outcome(&outcome(kind)).entry;
+            let entry = read_outcome(&Outcome { via: Via::Fallback, ..outcome(kind) }).entry;
+            assert!(entry.delivery.as_ref().is_none_or(|delivery| delivery.via == Some("fallback")));
             let later = entry.retry.unwrap();
             let due = Due::decode(&later.row.record).unwrap();
             assert_eq!((due.attempt, later.delay), (attempt, Duration::from_millis(2_500)));

@@ -7,6 +7,7 @@ use crate::{
     DecodeError, UnixMillis,
     api_key::SecretHash,
     batch::BatchPolicy,
+    breaker_policy::BreakerPolicy,
     error::check_version,
     ids::{ApiKeyId, SubscriptionId, TenantId},
     pattern::TypePattern,
@@ -166,6 +167,16 @@ pub struct Subscription {
     /// When the batches that events are delivered in close; `None` for a request per event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchPolicy>,
+    /// Where deliveries go while `url` gets none because it does not answer; `None`: they wait. Checked like `url`, and never equal to it.
+    /// Readers from before it was there ignore it: with them deliveries wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_url: Option<Box<Url>>,
+    /// When an endpoint gets no requests for a while; `None` leaves it to the installation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerPolicy>,
+    /// Requests per second to the endpoint, by all dispatchers together; `None` for as many as it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<NonZeroU32>,
 }
 
 /// Whether a subscription's deliveries are made.
@@ -353,6 +364,21 @@ mod tests {
             assert_eq!(change.key(), key);
             assert_eq!(String::from_utf8(change.encode().unwrap().unwrap()).unwrap(), json);
         }
+    }
+
+    #[test]
+    fn a_subscription_has_what_it_is_given_and_readers_pass_over_what_they_do_not_know() {
+        let (key, json) = golden("subscription");
+        let more = json.trim_end_matches('}').to_owned()
+            + r#"},"fallback_url":"https://example.com/else","breaker":{"failures":3,"pause_ms":1000},"requests_per_second":9,"later":1}"#;
+        let more = more.replacen(r#""format":"data"}"#, r#""format":"data""#, 1);
+        let read = ConfigChange::decode(key.to_string().as_bytes(), Some(more.as_bytes())).unwrap();
+        let ConfigChange::Subscription(subscription) = &read else { panic!("{read:?}") };
+        assert_eq!(subscription.fallback_url.as_ref().unwrap().as_str(), "https://example.com/else");
+        assert_eq!(subscription.breaker.unwrap().failures, Some(3));
+        assert_eq!(subscription.requests_per_second.unwrap().get(), 9);
+        let written = String::from_utf8(read.encode().unwrap().unwrap()).unwrap();
+        assert_eq!(written, more.replace(r#","later":1"#, ""));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod address;
 pub mod api_key;
 pub mod array;
 pub mod batch;
+pub mod breaker_policy;
 pub mod config;
 pub mod conform;
 pub mod dead_letter;

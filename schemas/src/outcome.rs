@@ -160,6 +160,32 @@ impl OutcomeKind {
     }
 }
 
+/// Which of a subscription's endpoints an attempt was made at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// Its own URL.
+    #[default]
+    Main,
+    /// The one that stands in while the other does not answer.
+    Fallback,
+}
+
+impl Via {
+    /// Whether it is the subscription's own URL.
+    pub fn is_main(&self) -> bool {
+        *self == Self::Main
+    }
+
+    /// Its name, as in JSON and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
 /// Why an attempt failed, from the network's point of view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -300,6 +326,9 @@ pub struct Outcome<'a> {
     /// Why the attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorClass>,
+    /// Which endpoint the attempt was made at; absent for the subscription's own, and when none was made.
+    #[serde(default, skip_serializing_if = "Via::is_main")]
+    pub via: Via,
     /// What went wrong, for people: never a secret or a payload.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Cow<'a, str>>,
@@ -377,6 +406,7 @@ mod tests {
             reason: None,
             status: Some(500),
             error: Some(ErrorClass::Status),
+            via: Via::Main,
             detail: None,
             duration_ms: Some(12),
             response: Some("oh \"no\"".into()),
@@ -447,6 +477,9 @@ mod tests {
         }
         for reason in DeadReason::ALL {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+        for via in [Via::Main, Via::Fallback] {
+            assert_eq!(serde_json::to_value(via).unwrap(), via.as_str());
         }
     }
 

@@ -56,6 +56,8 @@ pub struct NewDelivery {
     pub status: Option<i32>,
     /// Class of the failure.
     pub error: Option<&'static str>,
+    /// Which endpoint the attempt was made at, unless it was the subscription's own.
+    pub via: Option<&'static str>,
     /// What went wrong, for people.
     pub detail: Option<String>,
     /// Duration of the attempt, milliseconds.
@@ -103,10 +105,10 @@ impl ToSql for JsonText {
 }
 
 pub(crate) const COPY: &str = "COPY delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, \
-     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange, members, member_types) \
+     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange, members, member_types, via) \
      FROM STDIN BINARY";
 
-pub(crate) const COLUMNS: [Type; 20] = [
+pub(crate) const COLUMNS: [Type; 21] = [
     Type::TIMESTAMPTZ,
     Type::INT4,
     Type::INT8,
@@ -127,6 +129,7 @@ pub(crate) const COLUMNS: [Type; 20] = [
     Type::JSONB,
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
+    Type::TEXT,
 ];
 
 impl NewDelivery {
@@ -156,6 +159,7 @@ impl NewDelivery {
             &self.exchange,
             &self.members,
             &self.member_types,
+            &self.via,
         ]
     }
 }
@@ -256,6 +260,8 @@ pub struct Delivery {
     pub status: Option<i32>,
     /// Class of the failure.
     pub error: Option<String>,
+    /// Which endpoint the attempt was made at, unless it was the subscription's own.
+    pub via: Option<String>,
     /// What went wrong, for people.
     pub detail: Option<String>,
     /// Duration of the attempt, milliseconds.
@@ -339,7 +345,7 @@ fn list_statement(by_event: bool) -> String {
     let part = |condition: &str| {
         format!(
             "SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
-                   error, detail, duration_ms, next_at, response, exchange, members
+                   error, detail, duration_ms, next_at, response, exchange, members, via
             FROM delivery
             WHERE tenant_id = $1 AND {IN_STRETCH}
               AND ($7::uuid IS NULL OR subscription_id = $7)
@@ -389,6 +395,7 @@ fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
         // What a newer version wrote is nothing that this one has to show.
         exchange: row.try_get::<_, Option<Value>>(16)?.and_then(|value| serde_json::from_value(value).ok()),
         members: row.try_get(17)?,
+        via: row.try_get(18)?,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Subscriptions. Their secrets come here sealed and leave sealed.
 
-use crate::{Error, outbox::ConfigurationWrite, timestamp, word};
+use crate::{Error, outbox::ConfigurationWrite, rate, timestamp, word};
 use floodway_schemas::{
     UnixMillis,
     config::{CONFIG_VERSION, ConfigChange, ConfigKey, History, Subscription, SubscriptionState},
@@ -11,6 +11,7 @@ use tokio_postgres::{
     GenericClient, Row,
     types::{ToSql, Type},
 };
+use url::Url;
 
 /// A subscription, and what only the control plane knows of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,10 +32,10 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
     let sql = "-- subscriptions::insert
         INSERT INTO subscription (id, tenant_id, name, url, types, state, active_from, secrets, retry, history,
             timeout_ms, headers, format, version, created_at, updated_at, filter, batch,
-            history_sample)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
+            history_sample, fallback_url, breaker, requests_per_second)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)";
     let (history, history_sample) = history_columns(record.history)?;
-    let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 22] = [
         (&record.id.0, Type::UUID),
         (&record.tenant.0, Type::UUID),
         (name, Type::TEXT),
@@ -54,6 +55,9 @@ pub async fn insert(write: &mut ConfigurationWrite<'_>, row: &SubscriptionRow) -
         (&record.filter, Type::TEXT),
         (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
         (&history_sample, Type::INT4),
+        (&record.fallback_url.as_ref().map(|url| url.as_str()), Type::TEXT),
+        (&record.breaker.as_ref().map(word::to_json).transpose()?, Type::JSONB),
+        (&rate::parameter(record.requests_per_second)?, Type::INT4),
     ];
     write.reader().execute_typed(sql, &parameters).await?;
     write.append(&ConfigChange::Subscription(Box::new(record.clone()))).await
@@ -72,10 +76,10 @@ pub async fn update(
     let sql = "-- subscriptions::update
         UPDATE subscription SET name = $2, url = $3, types = $4, state = $5, secrets = $6, retry = $7, history = $8,
             timeout_ms = $9, headers = $10, format = $11, version = $12, updated_at = $13, filter = $14, batch = $15,
-            history_sample = $16
+            history_sample = $16, fallback_url = $17, breaker = $18, requests_per_second = $19
         WHERE id = $1";
     let (history, history_sample) = history_columns(record.history)?;
-    let parameters: [(&(dyn ToSql + Sync), Type); 16] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
         (&record.id.0, Type::UUID),
         (&row.name, Type::TEXT),
         (&record.url.as_str(), Type::TEXT),
@@ -92,6 +96,9 @@ pub async fn update(
         (&record.filter, Type::TEXT),
         (&record.batch.as_ref().map(word::to_json).transpose()?, Type::JSONB),
         (&history_sample, Type::INT4),
+        (&record.fallback_url.as_ref().map(|url| url.as_str()), Type::TEXT),
+        (&record.breaker.as_ref().map(word::to_json).transpose()?, Type::JSONB),
+        (&rate::parameter(record.requests_per_second)?, Type::INT4),
     ];
     if write.reader().execute_typed(sql, &parameters).await? == 0 {
         return Err(Error::NotFound("subscription"));
@@ -158,8 +165,8 @@ pub async fn count(client: &impl GenericClient, tenant: TenantId) -> Result<i64,
 }
 
 fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
-    let url: &str = row.try_get("url")?;
-    let url = url.parse().map_err(|_| Error::Other("column url holds no URL".to_owned()))?;
+    let url = read_url("url", row.try_get("url")?)?;
+    let fallback_url: Option<&str> = row.try_get("fallback_url")?;
     let timeout_ms: i32 = row.try_get("timeout_ms")?;
     let (state, updated_at) = (word::read(row, "state")?, timestamp::column(row, "updated_at")?);
     let record = Subscription {
@@ -181,6 +188,9 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         format: word::read(row, "format")?,
         filter: row.try_get("filter")?,
         batch: word::read_optional_json(row, "batch")?,
+        fallback_url: fallback_url.map(|url| read_url("fallback_url", url).map(Box::new)).transpose()?,
+        breaker: word::read_optional_json(row, "breaker")?,
+        requests_per_second: rate::read(row, "requests_per_second")?,
     };
     Ok(SubscriptionRow {
         record,
@@ -188,6 +198,10 @@ fn from_row(row: &Row) -> Result<SubscriptionRow, Error> {
         created_at: timestamp::column(row, "created_at")?,
         updated_at,
     })
+}
+
+fn read_url(column: &str, text: &str) -> Result<Url, Error> {
+    text.parse().map_err(|_| Error::Other(format!("column {column} holds no URL")))
 }
 
 /// The word, and one in how many.

@@ -3,7 +3,7 @@ use floodway_runtime::clock;
 use floodway_schemas::{
     UnixMillis,
     ids::RunId,
-    outcome::{Cause, DeadReason, KIND_HEADER, OUTCOME_VERSION, Outcome, OutcomeKind},
+    outcome::{Cause, DeadReason, KIND_HEADER, OUTCOME_VERSION, Outcome, OutcomeKind, Via},
     topic::Topic,
 };
 use rdkafka::{
@@ -32,6 +32,7 @@ async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind
         reason: Some(DeadReason::EndpointGone),
         status: Some(410),
         error: None,
+        via: Via::Main,
         detail: None,
         duration_ms: Some(1),
         response: None,

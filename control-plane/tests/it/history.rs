@@ -36,6 +36,7 @@ fn delivery(id: i64, tenant: &str, subscription: &str, kind: &'static str) -> Ne
         reason: None,
         status: Some(500),
         error: Some("status"),
+        via: (kind == "dead").then_some("fallback"),
         detail: None,
         duration_ms: Some(12),
         next_at: None,
@@ -85,6 +86,10 @@ async fn deliveries_are_listed_newest_first_by_filter_and_in_pages() {
     };
     assert_eq!(ids(&first), ["e-2", "e-1"]);
     assert_eq!(first.json["items"][0]["members"], json!(["m-1", "m-2"]));
+    assert_eq!(
+        (&first.json["items"][0]["via"], &first.json["items"][1]["via"]),
+        (&json!("fallback"), &json!(null))
+    );
     let item = &first.json["items"][1];
     assert_eq!(item["members"], json!(null));
     assert_eq!(

@@ -158,6 +158,29 @@ async fn bad_subscriptions_are_refused_by_the_name_of_the_field() {
         (r#"{"url":"https://e.com/","batch":{"max_age_ms":5}}"#.to_owned(), "batch.max_age_ms is 5"),
         (r#"{"url":"https://e.com/","batch":{"events":5}}"#.to_owned(), "unknown field `events`"),
         (r#"{"url":"https://e.com/","batch":{},"format":"data"}"#.to_owned(), "batch needs format"),
+        (
+            r#"{"url":"https://e.com/","retry":{"max_attempts":201}}"#.to_owned(),
+            "retry.max_attempts is 201, it must be from 1 to 200",
+        ),
+        (
+            r#"{"url":"https://e.com/","retry":{"delays_seconds":[],"max_attempts":2}}"#.to_owned(),
+            "retry.delays_seconds is empty",
+        ),
+        (
+            r#"{"url":"https://e.com/","retry":{"delays_seconds":[2592001]}}"#.to_owned(),
+            "retry.delays_seconds holds 2592001",
+        ),
+        (r#"{"url":"https://e.com/","fallback_url":"https://e.com"}"#.to_owned(), "fallback_url is url"),
+        (
+            r#"{"url":"https://e.com/","fallback_url":"http://10.1.2.3/"}"#.to_owned(),
+            "fallback_url points to",
+        ),
+        (r#"{"url":"https://e.com/","breaker":{"failures":65}}"#.to_owned(), "breaker.failures is 65"),
+        (r#"{"url":"https://e.com/","breaker":{"open":1}}"#.to_owned(), "unknown field `open`"),
+        (
+            r#"{"url":"https://e.com/","requests_per_second":0}"#.to_owned(),
+            "requests_per_second is 0, it must be from 1 to 1000000",
+        ),
         (r#"{"url":"https://e.com/","signature":"v2"}"#.to_owned(), "signature"),
         (r#"{"url":"https://e.com/","secret":"whsec_x"}"#.to_owned(), "unknown field `secret`"),
     ];
@@ -192,6 +215,51 @@ async fn batches_imply_whole_envelopes_and_end_with_null() {
     let again = world.plane.patch(&own, r#"{"batch":{},"format":"cloudevents"}"#).await;
     assert_eq!((again.status, &again.json["batch"]["max_events"]), (200, &json!(100)));
     assert_eq!(world.plane.get(&own).await.json["batch"], again.json["batch"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_holds_for_an_endpoint_that_is_away_is_published_changed_and_removed() {
+    let world = World::start().await;
+    let path = format!("/v1/tenants/{}/subscriptions", world.tenant().await);
+    let body = r#"{"url":"https://e.com/","fallback_url":"https://else.com/x","breaker":{"failures":3,"pause_ms":1000},
+        "requests_per_second":50,"retry":{"delays_seconds":[1,2592000],"max_attempts":7,"max_age_seconds":7776000}}"#;
+    let created = world.plane.post(&path, body).await;
+    let breaker = json!({"failures": 3, "percent": null, "pause_ms": 1_000, "max_pause_ms": null});
+    assert_eq!((created.status, &created.json["breaker"]), (201, &breaker), "{created:?}");
+    assert_eq!(
+        (
+            &created.json["fallback_url"],
+            &created.json["requests_per_second"],
+            &created.json["retry"]["max_attempts"]
+        ),
+        (&json!("https://else.com/x"), &json!(50), &json!(7))
+    );
+    let published = last_published(&world).await;
+    assert_eq!(published.fallback_url.unwrap().as_str(), "https://else.com/x");
+    assert_eq!((published.breaker.unwrap().failures, published.retry.max_attempts), (Some(3), Some(7)));
+    assert_eq!(published.requests_per_second.unwrap().get(), 50);
+
+    let own = format!("{path}/{}", created.text("id"));
+    world.plane.patch(&own, r#"{"url":"https://else.com/x"}"#).await.is_problem(400, "url is fallback_url");
+    let both = r#"{"url":"https://else.com/x","fallback_url":"https://e.com/","requests_per_second":null}"#;
+    let swapped = world.plane.patch(&own, both).await;
+    assert_eq!(
+        (
+            swapped.status,
+            &swapped.json["fallback_url"],
+            &swapped.json["breaker"],
+            &swapped.json["requests_per_second"]
+        ),
+        (200, &json!("https://e.com/"), &breaker, &json!(null))
+    );
+    let removed = world.plane.patch(&own, r#"{"fallback_url":null,"breaker":null}"#).await;
+    assert_eq!((&removed.json["fallback_url"], &removed.json["breaker"]), (&json!(null), &json!(null)));
+    let published = last_published(&world).await;
+    assert_eq!(
+        (published.fallback_url, published.breaker, published.requests_per_second),
+        (None, None, None)
+    );
     world.end().await;
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is the report, in its support code, too")]
 
 mod attributes;
+mod away;
 mod bad_input;
 mod batches;
 mod deferrals;

@@ -132,6 +132,9 @@ impl World {
             format: Format::Data,
             filter: None,
             batch: None,
+            fallback_url: None,
+            breaker: None,
+            requests_per_second: None,
         }
     }
 

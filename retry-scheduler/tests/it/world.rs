@@ -6,7 +6,7 @@ use floodway_schemas::{
     UnixMillis,
     due::{Due, Origin, RetryKey},
     ids::{RunId, SubscriptionId, TenantId},
-    outcome::{Cause, ErrorClass, OUTCOME_VERSION, Outcome, OutcomeKind},
+    outcome::{Cause, ErrorClass, OUTCOME_VERSION, Outcome, OutcomeKind, Via},
     topic::Topic,
 };
 use floodway_store::{Pool, testing::TestDatabase};
@@ -94,6 +94,7 @@ pub(crate) fn outcome(kind: OutcomeKind, n: i64, delay: Duration) -> Outcome<'st
         reason: None,
         status: Some(503),
         error: Some(ErrorClass::Status),
+        via: Via::Main,
         detail: None,
         duration_ms: Some(12),
         response: Some("busy".into()),
