@@ -15,7 +15,8 @@ const PLAN_MARGIN_DAYS: u32 = 2;
 pub struct Settings {
     /// `FLOODWAY_RETRY_SCHEDULER__BATCH_ROWS`: outcomes stored in one transaction at most; default 5,000.
     pub batch_rows: usize,
-    /// `FLOODWAY_RETRY_SCHEDULER__BATCH_BYTES`: their bytes at most; default 8 MiB.
+    /// `FLOODWAY_RETRY_SCHEDULER__BATCH_BYTES`: their bytes at most; default 8 MiB. As much again is read while a batch
+    /// is stored.
     pub batch_bytes: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__LINGER`: how long a batch waits for more after its first outcome; default `20ms`,
     /// at most 1 s. While there is more to read a batch grows beyond it, for a second at most.
