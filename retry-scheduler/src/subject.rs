@@ -80,6 +80,7 @@ impl<'r> Subject<'r> {
             exchange: None,
             members: ids,
             member_types: types,
+            via: None,
         }
     }
 }
