@@ -18,6 +18,7 @@ use floodway_schemas::{
 };
 use std::{
     io::Write,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -60,21 +61,28 @@ pub(crate) async fn attempt(pool: &Pool, delivery: &Delivery, timeout: Duration,
         Err(failure) => {
             (Reply::Failed { class: failure.class, status: None }, Some(failure.detail.clone()), None)
         }
-        Ok(request) => match tokio::time::timeout(timeout, request.make(pool, &mut course)).await {
-            Ok(Ok(answer)) => {
-                let retry_after = answer.retry_after.and_then(|text| classify::retry_after(&text, now));
-                (Reply::Answered { status: answer.status, retry_after }, None, text(&answer.body))
+        Ok(request) => {
+            let made = {
+                // Pinned where it is made: the timeout would copy it.
+                let make = pin!(request.make(pool, &mut course));
+                tokio::time::timeout(timeout, make).await
+            };
+            match made {
+                Ok(Ok(answer)) => {
+                    let retry_after = answer.retry_after.and_then(|text| classify::retry_after(&text, now));
+                    (Reply::Answered { status: answer.status, retry_after }, None, text(&answer.body))
+                }
+                Ok(Err(failure)) => {
+                    let status = course.noted.status;
+                    (Reply::Failed { class: failure.class, status }, Some(failure.detail), None)
+                }
+                Err(_) => {
+                    let detail = format!("no complete response within {} ms", timeout.as_millis());
+                    let status = course.noted.status;
+                    (Reply::Failed { class: ErrorClass::Timeout, status }, Some(detail), None)
+                }
             }
-            Ok(Err(failure)) => {
-                let status = course.noted.status;
-                (Reply::Failed { class: failure.class, status }, Some(failure.detail), None)
-            }
-            Err(_) => {
-                let detail = format!("no complete response within {} ms", timeout.as_millis());
-                let status = course.noted.status;
-                (Reply::Failed { class: ErrorClass::Timeout, status }, Some(detail), None)
-            }
-        },
+        }
     };
     let duration = started.elapsed();
     let succeeded = matches!(reply, Reply::Answered { status: 200..=299, .. });
@@ -207,7 +215,7 @@ impl Request<'_> {
             if !may_repeat || repeats.next().is_none() {
                 break made?;
             }
-            lease.replace(tenant, dial).await?;
+            Box::pin(lease.replace(tenant, dial)).await?;
         };
         if answer.reusable {
             lease.keep(Instant::now());

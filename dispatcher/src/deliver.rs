@@ -29,7 +29,7 @@ use metrics::Gauge;
 use std::{
     future::poll_fn,
     panic::AssertUnwindSafe,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -277,8 +277,11 @@ impl Deliverer {
             return Fared::Unknown;
         }
         // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
-        let attempt = unless_panic(self.attempt(&delivery, pool));
-        let attempted = self.hand_over_if_pressing(attempt, &delivery, &mut receipt).await;
+        let attempted = {
+            // Pinned where it is made: moved from one future into the next it would be copied each time, some kilobytes.
+            let attempt = pin!(self.attempt(&delivery, pool));
+            self.hand_over_if_pressing(unless_panic(attempt), &delivery, &mut receipt).await
+        };
         let (settlement, fared) = attempted.unwrap_or_else(|| {
             let subscription = delivery.endpoint.subscription.id;
             tracing::error!(%subscription, "a delivery panicked and is deferred");
@@ -393,8 +396,7 @@ fn fared(reply: &Reply) -> Fared {
 }
 
 /// The result of `work`, `None` when it panicked. Whatever it had under way is dropped with it.
-async fn unless_panic<T>(work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
+async fn unless_panic<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(|context| {
         std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)))
             .map_or(Poll::Ready(None), |poll| poll.map(Some))
@@ -454,17 +456,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_task_of_a_delivery_is_small() {
+        fn size<R>(_: fn(Arc<Deliverer>, Delivery, Arc<Worker>) -> R) -> usize {
+            size_of::<R>()
+        }
+        // It is moved and initialised several times, and there are thousands of them.
+        assert!(size(Deliverer::work) <= 4096, "{} bytes", size(Deliverer::work));
+    }
+
     #[tokio::test]
     async fn a_panic_ends_the_work_that_panicked_and_nothing_else() {
         let panics = async {
             tokio::task::yield_now().await;
             assert!(Instant::now().elapsed() > Duration::from_secs(3600), "as meant by the test");
         };
-        assert_eq!(unless_panic(panics).await, None);
+        assert_eq!(unless_panic(pin!(panics)).await, None);
         let works = async {
             tokio::task::yield_now().await;
             5
         };
-        assert_eq!(unless_panic(works).await, Some(5));
+        assert_eq!(unless_panic(pin!(works)).await, Some(5));
     }
 }

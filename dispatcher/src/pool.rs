@@ -227,7 +227,8 @@ impl Pool {
             let mut lease = Lease { pool: self, origin, held, is_reused: true };
             match lease.address() {
                 Some(address) => *dial = Dial { reused: true, address: Some(address), ..Dial::default() },
-                None => lease.connect(tenant, dial).await?,
+                // Of its own on the heap, as all that is rare: each delivery's task has room for everything it may wait for.
+                None => Box::pin(lease.connect(tenant, dial)).await?,
             }
             return Ok(lease);
         }
@@ -542,7 +543,7 @@ impl Lease<'_> {
             Held::Place(session) => {
                 let mut head = Vec::new();
                 write_head(&mut head);
-                session.exchange(head, body, noted).await
+                Box::pin(session.exchange(head, body, noted)).await
             }
             Held::Room | Held::Nothing => Err(ExchangeError::Ended),
         }
