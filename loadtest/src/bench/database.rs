@@ -1,9 +1,14 @@
 //! A database of the benchmark's own, on the server that the environment names.
 
 use super::BenchError;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 use url::Url;
+
+/// How often dropping it is tried again, and the pause before each time.
+const DROP_TRIES: usize = 10;
+const DROP_PAUSE: Duration = Duration::from_millis(500);
 
 /// The database; it stays until it is dropped by name.
 pub struct Database {
@@ -39,7 +44,15 @@ impl Database {
     /// When the server refuses.
     pub async fn drop(self) -> Result<(), BenchError> {
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        let dropped = self.client.batch_execute(&sql).await;
+        let mut dropped = self.client.batch_execute(&sql).await;
+        // The server's own vacuum is not ours to end; it gives way by itself.
+        for _ in 0..DROP_TRIES {
+            if dropped.is_ok() {
+                break;
+            }
+            tokio::time::sleep(DROP_PAUSE).await;
+            dropped = self.client.batch_execute(&sql).await;
+        }
         drop(self.client);
         // It ends by itself when its client is gone.
         let _ = self.connection.await;

@@ -23,6 +23,8 @@ use std::{
 
 /// Longest wait of a look.
 const PAUSE: Duration = Duration::from_millis(50);
+/// What retries of a burst say instead of when they are due, so that they are told apart.
+pub(super) const BURST_MS: u64 = 1_000_000_000_000;
 /// Arrivals that are kept: more than a scenario has.
 const MOST: usize = 4_000_000;
 
@@ -47,7 +49,7 @@ struct Arrival {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     arrivals: Vec<Arrival>,
-    /// Those that are due at 0, which stands for a burst: how many, when the first and the last were written.
+    /// Those that say [`BURST_MS`]: how many, when the first and the last were written.
     pub(super) burst: u64,
     /// See above, in milliseconds.
     pub(super) burst_span: Option<(u64, u64)>,
@@ -114,7 +116,7 @@ impl Seen {
     fn note(&mut self, partition: i32, value: &[u8], written: u64) {
         match due_in(value) {
             None => {}
-            Some(0) => {
+            Some(BURST_MS) => {
                 self.burst += 1;
                 self.burst_span = Some((self.burst_span.map_or(written, |(first, _)| first), written));
                 let id = id_in(value).unwrap_or(i64::MIN);
@@ -197,7 +199,7 @@ mod tests {
             seen.note(0, format!("{{\"duems\":{due:013}}}").as_bytes(), written);
         }
         for (id, written) in [(4, 50), (6, 51), (5, 53)] {
-            let value = format!("{{\"origin\":{{\"retry_key\":\"3-{id}\"}},\"duems\":0000000000000}}");
+            let value = format!("{{\"origin\":{{\"retry_key\":\"3-{id}\"}},\"duems\":{BURST_MS}}}");
             seen.note(1, value.as_bytes(), written);
         }
         let late = seen.lateness(1_000..3_000);

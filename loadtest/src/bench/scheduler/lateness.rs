@@ -1,7 +1,7 @@
 //! How late retries are that become due one after the other, and beside a burst of them for an endpoint that is dead.
 
 use super::{
-    arrivals::{Arrivals, now_ms},
+    arrivals::{Arrivals, BURST_MS, now_ms},
     outcomes::{OutcomesProducer, outcome},
     rows::fill,
     scenario::{BESIDE_RATE, LATENESS_PENDING, LATENESS_RATE, Shape},
@@ -103,10 +103,10 @@ pub(super) async fn beside_burst(stage: &mut Stage<'_>) -> Result<Found, BenchEr
     let burst = stage.sizes.outage_events;
     let begun = now_ms();
     let stored_by = begun + millis(micros(HEAD_START)) + 2 * 1_000 * burst / SURELY_STORED;
-    // Due at 0 in the event's own words marks the burst.
+    // What the event says of itself marks the burst; when it is due is up to the outcome.
     let make = move |number| {
         // Numbers a hundred apart have one subscription.
-        outcome(Shape::Retry, 100 * number, begun, stored_by).replace(&mark(stored_by), &mark(0))
+        outcome(Shape::Retry, 100 * number, begun, stored_by).replace(&mark(stored_by), &mark(BURST_MS))
     };
     stage.produce(0, burst, make).await?;
 

@@ -84,15 +84,22 @@ impl Stage<'_> {
         self.live.update("the scheduler makes its tables".to_owned());
         self.installation.start_role(ROLE).await?;
         let deadline = Instant::now() + PREPARE_PATIENCE;
+        // The tables are looked after one by one: the last one has partitions when none lacks them.
         let sql = "SELECT (SELECT count(*) FROM retry_shard), \
-                   (SELECT count(*) FROM pg_inherits WHERE inhparent = 'retry'::regclass)";
+                   (SELECT count(*) FROM pg_inherits WHERE inhparent = 'retry'::regclass), \
+                   (SELECT count(*) FROM pg_class c WHERE relkind = 'p' \
+                    AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid))";
         loop {
             let row = self.client.query_one(sql, &[]).await?;
-            let (shards, partitions): (i64, i64) = (row.get(0), row.get(1));
-            if shards == i64::from(self.partitions) && partitions >= LEAST_PARTITIONS {
+            let (shards, partitions, bare): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+            if shards == i64::from(self.partitions) && partitions >= LEAST_PARTITIONS && bare == 0 {
                 break;
             }
-            self.before(deadline, "its tables", format!("{shards} shards, {partitions} partitions"))?;
+            self.before(
+                deadline,
+                "its tables",
+                format!("{shards} shards, {partitions} partitions, {bare} tables without any"),
+            )?;
             tokio::time::sleep(LOOK_PAUSE).await;
         }
         self.installation.stop_role(ROLE).await;
