@@ -73,6 +73,7 @@ impl<'r> Subject<'r> {
             reason: None,
             status: None,
             error: None,
+            via: None,
             detail: Some(format!("cancelled by command {command}")),
             duration_ms: None,
             next_at: None,
