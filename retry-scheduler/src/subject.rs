@@ -73,7 +73,6 @@ impl<'r> Subject<'r> {
             reason: None,
             status: None,
             error: None,
-            via: None,
             detail: Some(format!("cancelled by command {command}")),
             duration_ms: None,
             next_at: None,
