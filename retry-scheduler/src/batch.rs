@@ -95,19 +95,30 @@ impl Batch {
         self.records >= rows || self.bytes >= bytes
     }
 
-    /// Two batches in place of this one, to find the row that the database refuses; `None` for a single outcome.
+    /// Two batches in place of this one, to find the record whose rows the database refuses; itself when it has no more than one.
     pub(crate) fn split(mut self) -> Result<(Self, Self), Box<Self>> {
-        if self.entries.len() < 2 {
+        let of_entries = self.entries.iter().map(|entry| entry.offset);
+        let mut offsets: Vec<i64> =
+            of_entries.chain(self.commands.iter().map(|command| command.offset)).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        if offsets.len() < 2 {
             return Err(Box::new(self));
         }
-        let second = self.entries.split_off(self.entries.len() / 2);
-        let middle = second[0].offset;
+        let middle = offsets[offsets.len() / 2];
+        let is_first = |offset: i64| offset < middle;
+        let (entries, second) = self.entries.into_iter().partition(|entry| is_first(entry.offset));
         let (first_commands, commands) =
-            std::mem::take(&mut self.commands).into_iter().partition(|command| command.offset < middle);
-        self.commands = first_commands;
+            self.commands.into_iter().partition(|command| is_first(command.offset));
+        (self.entries, self.commands) = (entries, first_commands);
         let rest =
             Self { to: self.to, entries: second, letters: Letters::Done, commands, ..Self::new(middle) };
         Ok((Self { to: middle, letters: Letters::Done, ..self }, rest))
+    }
+
+    /// Leaves out the commands of a batch without outcomes. `false` when there are none, or it is not their rows that are refused.
+    pub(crate) fn leave_out_commands(&mut self) -> bool {
+        self.entries.is_empty() && self.commands.drain(..).count() > 0
     }
 
     /// Leaves out the history of a single outcome: the database refuses a row, and this one matters least. `false` when there
@@ -168,6 +179,11 @@ pub(crate) fn rows(entries: &[Entry]) -> Rows<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use floodway_schemas::{
+        UnixMillis,
+        ids::{RetryCommandId, TenantId},
+        retry_command::{RETRY_COMMAND_VERSION, RetryAction, RetryScope},
+    };
     use uuid::Uuid;
 
     fn entry(offset: i64, kind: &'static str) -> Entry {
@@ -198,6 +214,36 @@ mod tests {
         let (first, second) = batch.split().unwrap();
         assert_eq!(((first.from, first.to), (second.from, second.to)), ((3, 5), (5, 10)));
         assert!(first.split().is_err());
+    }
+
+    fn commanded(offset: i64) -> Commanded {
+        let command = RetryCommand {
+            v: RETRY_COMMAND_VERSION,
+            command: RetryCommandId(Uuid::nil()),
+            action: RetryAction::Now,
+            tenant: TenantId(Uuid::nil()),
+            scope: RetryScope::default(),
+            at: UnixMillis(0),
+        };
+        Commanded { offset, id: offset, command }
+    }
+
+    #[test]
+    fn a_command_is_told_apart_from_the_outcomes_around_it_and_can_be_left_out() {
+        let now = Instant::now();
+        let mut batch = Batch::new(3);
+        batch.push(3, Some(entry(3, "retry")), now);
+        for offset in [4, 5] {
+            batch.push(offset, None, now);
+            batch.commands.push(commanded(offset));
+        }
+        let (mut first, rest) = batch.split().unwrap();
+        assert_eq!(((first.from, first.to), (rest.from, rest.to)), ((3, 4), (4, 6)));
+        assert!(!first.leave_out_commands() && first.split().is_err());
+        let (second, mut third) = rest.split().unwrap();
+        assert_eq!(((second.from, second.to), (third.from, third.to)), ((4, 5), (5, 6)));
+        assert!(third.leave_out_commands() && !third.leave_out_commands());
+        assert_eq!(second.split().unwrap_err().commands.len(), 1);
     }
 
     #[test]

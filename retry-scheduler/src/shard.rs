@@ -29,8 +29,12 @@
 //! back (see [`crate::circuit`]); then each asks for its shard's row until it gets it, compares it with what it believes, and goes on or starts over.
 
 mod commands;
+mod early;
 
-use self::commands::{Cancelled, Early, RECALL_INTERVAL, Recalled};
+use self::{
+    commands::{Cancelled, RECALL_INTERVAL},
+    early::{Early, Recalled},
+};
 use crate::{
     ahead::{Ahead, Seen, while_reading},
     batch::{self, Batch, Letters},
@@ -75,6 +79,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// How often the thread looks at acknowledgements it waits for. Kafka takes about as long.
 const ACK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Records are read for this long at least while there are any, even when something else is to be done all the time.
+const READ_AT_LEAST: Duration = Duration::from_millis(5);
 
 /// A batch is stored at this age even while there is more to read.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -277,6 +284,8 @@ struct Owner<'s> {
     recalled: Option<Recalled>,
     /// Whose history is not stored.
     cancelled: Vec<Cancelled>,
+    /// Whether some of it was sent to be stored, and the answer was lost.
+    may_be_told: bool,
     clock: DbClock,
     /// When the last write was sent that proved the ownership.
     fenced_at: Instant,
@@ -321,6 +330,7 @@ impl<'s> Owner<'s> {
             marks,
             recalled: None,
             cancelled: Vec::new(),
+            may_be_told: false,
             clock: DbClock::new(row.db_now, at),
             fenced_at,
             cursor_moved_at: at,
@@ -372,6 +382,7 @@ impl<'s> Owner<'s> {
     fn ingest(&mut self) -> Result<(), Trouble> {
         let mut now = Instant::now();
         let wake = self.next_wake(now);
+        let read_until = wake.max(now + READ_AT_LEAST);
         if self.left_log {
             return Err(Trouble::StartOver(OUT_OF_RANGE));
         }
@@ -406,7 +417,7 @@ impl<'s> Owner<'s> {
                     self.has_read_up_to(next);
                 }
             }
-            if now >= wake || self.intake.open.deadline(FLUSH).is_some_and(|deadline| deadline <= now) {
+            if now >= read_until || self.intake.open.deadline(FLUSH).is_some_and(|deadline| deadline <= now) {
                 break;
             }
         }
@@ -617,8 +628,8 @@ impl<'s> Owner<'s> {
         self.commit_after = Some(now + LONGEST_WAIT);
     }
 
-    /// The database refuses a row: halves the batch until its outcome is alone, leaves out its history, and passes it over if it is
-    /// refused even so. Then a lease that it ended is open again: the delivery is made once more.
+    /// The database refuses a row: halves the batch until its record is alone. A command is passed over; of an outcome the history is
+    /// left out, and it is passed over if it is refused even so. Then a lease that it ended is open again: the delivery is made once more.
     fn split_first(&mut self, reason: &str) {
         self.commit_sent = false;
         let Some(first) = self.closed.pop_front() else { return };
@@ -632,6 +643,13 @@ impl<'s> Owner<'s> {
                 self.shared.metrics.poison(Poison::Refused);
                 if single.leave_out_history() {
                     tracing::error!(shard, offset, reason, "history of an outcome left out: {reason}");
+                } else if single.leave_out_commands() {
+                    tracing::error!(
+                        shard,
+                        offset,
+                        reason,
+                        "command to pending retries passed over: {reason}"
+                    );
                 } else {
                     tracing::error!(shard, offset, reason, "outcome passed over: {reason}");
                     let voided = single.entries.drain(..).filter_map(|entry| entry.voids);
@@ -687,14 +705,15 @@ impl<'s> Owner<'s> {
         let Some(failed) = self.firing.as_ref().and_then(|firing| firing.acks.result()) else { return };
         let Some(Firing { rows, early, .. }) = self.firing.take() else { return };
         let first_early = early.as_ref().map_or(rows.len(), Early::first_index);
-        let (mut again, early_rows) = (Vec::new(), rows.len() - first_early);
+        let (mut again, early_rows, mut early_failed) = (Vec::new(), rows.len() - first_early, 0);
         let now = Instant::now();
         let db_now = self.clock.now(now);
         let total = rows.len();
         let mut back = Vec::with_capacity(failed.len());
         for (index, row) in rows.into_iter().enumerate() {
             if failed.iter().any(|failed| failed.index == index) {
-                if index >= first_early {
+                early_failed += usize::from(index >= first_early);
+                if early.as_ref().is_some_and(|early| early.has(index)) {
                     again.push(row.position);
                 }
                 // One beyond what memory knows is in the table only.
@@ -723,8 +742,7 @@ impl<'s> Owner<'s> {
         }
         self.pending.settle(back);
         if let Some(early) = early {
-            let acknowledged = early_rows - again.len();
-            self.settle_early(early, again, acknowledged);
+            self.settle_early(early, again, early_rows - early_failed);
         }
     }
 
@@ -854,6 +872,10 @@ impl<'s> Owner<'s> {
         if row.next_offset != self.stored_offset() || row.cursor < self.pending.cursor() {
             return Err(Trouble::StartOver("the database is not where this owner left it"));
         }
+        if self.may_be_told {
+            // The position says nothing about it, and history that is told again is counted twice.
+            return Err(Trouble::StartOver("history of cancelled retries may be stored already"));
+        }
         self.commit_sent = false;
         self.pending.cursor_moved(row.cursor);
         self.cursor_was_stored(row.cursor);
@@ -872,7 +894,7 @@ impl<'s> Owner<'s> {
             std::thread::sleep(ACK_INTERVAL);
             self.settle();
         }
-        if self.store_cursor().is_err() {
+        if self.may_be_told || self.store_cursor().is_err() {
             tracing::info!(
                 shard = self.shard,
                 "the cursor was not moved at the end; the next owner repeats a little"

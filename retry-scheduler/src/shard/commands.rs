@@ -4,12 +4,15 @@
 //! one beyond is read from the table, and when its time comes its mark says that it is gone. How far a mark is, and the history of what
 //! was cancelled, are stored with the cursor, in one transaction: after a crash both are done again or neither.
 
-use super::{Owner, PAGE_BYTES, Trouble, call};
+use super::{
+    Owner, PAGE_BYTES, Trouble, call,
+    early::{Early, Recalled},
+};
 use crate::{
     batch::{Batch, Commanded},
     dependency::Reporter,
     marks::{self, Marks, Verdict},
-    recalls::{Recall, Share},
+    recalls::Share,
     subject::{CANCELLED, Subject},
 };
 use floodway_schemas::retry_command::RetryAction;
@@ -37,23 +40,6 @@ const MAX_CANCELLED: usize = 5_000;
 
 /// Longest deferral of a subscription whose deliveries were just asked for.
 const RESUMED_DEFERRAL: Duration = Duration::from_secs(15);
-
-/// A share of a recall with its rows.
-pub(super) struct Recalled {
-    recall: Recall,
-    places: Vec<Position>,
-    /// Those that memory did not know when they were read.
-    rows: BTreeMap<Position, PendingRetry>,
-}
-
-/// The part of a batch on `due` that came before its time.
-pub(super) struct Early {
-    recall: Recall,
-    /// The last id of the share.
-    last: i64,
-    /// Where it begins in the batch.
-    first_index: usize,
-}
 
 /// A retry that was cancelled, until its history is stored.
 pub(super) struct Cancelled {
@@ -149,14 +135,7 @@ impl Owner<'_> {
                 return Err(error.into());
             }
         };
-        // What did not fit is left for the next share, with all that follows it.
-        let cut = rows.last().filter(|_| rows.len() < beyond.len()).map(|last| last.position.id);
-        let (places, left): (Vec<_>, Vec<_>) =
-            places.into_iter().partition(|place| cut.is_none_or(|cut| place.id <= cut));
-        let mut recall = recall;
-        recall.put_back(left);
-        let rows = rows.into_iter().map(|row| (row.position, row)).collect();
-        self.recalled = Some(Recalled { recall, places, rows });
+        self.recalled = Some(Recalled::new(recall, places, &beyond, rows));
         Ok(())
     }
 
@@ -170,37 +149,18 @@ impl Owner<'_> {
 
     /// Adds what was recalled to a batch for `due`.
     pub(super) fn add_recalled(&mut self, batch: &mut Vec<PendingRetry>) -> Option<Early> {
-        let Recalled { recall, places, mut rows } = self.recalled.take()?;
-        let early =
-            Early { last: places.last().map_or(-1, |last| last.id), first_index: batch.len(), recall };
-        for place in places {
-            let is_known = place <= self.pending.loaded();
-            // One that memory knows and that does not wait there was settled.
-            let row = if is_known { self.pending.withdraw(place) } else { rows.remove(&place) };
-            let Some(row) = row else { continue };
-            let Some(subject) = Subject::of(&row.record).filter(|subject| !subject.is_lease) else {
-                if is_known {
-                    self.pending.give_back(row);
-                }
-                continue;
-            };
-            match self.marks.of_subject(place.id, &subject) {
-                Verdict::Gone => {}
-                Verdict::Fires => batch.push(row),
-                Verdict::Cancelled(command) => {
-                    let row = Self::cancelled(&row, subject, command, self.clock.now(Instant::now()));
-                    self.cancelled.push(Cancelled { early: Some(early.recall.mark), ..row });
-                }
-            }
-        }
-        Some(early)
+        let recalled = self.recalled.take()?;
+        let (mark, now) = (recalled.mark(), self.clock.now(Instant::now()));
+        let cancelled = &mut self.cancelled;
+        Some(recalled.join(batch, &mut self.pending, &self.marks, |row, subject, command| {
+            cancelled.push(Cancelled { early: Some(mark), ..Self::cancelled(row, subject, command, now) });
+        }))
     }
 
     /// What was recalled is acknowledged, except the rows at these places, which come again.
     pub(super) fn settle_early(&mut self, early: Early, failed: Vec<Position>, acknowledged: usize) {
-        let Early { recall, last, .. } = early;
+        let (done, recall, failed) = early.settle(failed);
         let mark = recall.mark;
-        let done = failed.iter().map(|place| place.id - 1).min().unwrap_or(last);
         self.marks.advance(mark, done);
         self.shared.metrics.recalled.increment(acknowledged as u64);
         // Its progress is to be stored soon.
@@ -255,7 +215,11 @@ impl Owner<'_> {
         if progress.is_empty() && told.is_empty() {
             return None;
         }
-        let result = self.store_progress(cursor, &progress, &told);
+        let mut commit_sent = false;
+        let result = self.store_progress(cursor, &progress, &told, &mut commit_sent);
+        if let Err(WriteError::Store(error)) = &result {
+            self.may_be_told = commit_sent && error.is_unavailable() && !told.is_empty();
+        }
         if result.is_ok() {
             self.marks.saved();
             self.forget_told(&told);
@@ -305,6 +269,7 @@ impl Owner<'_> {
         cursor: Position,
         progress: &[Mark],
         told: &[usize],
+        commit_sent: &mut bool,
     ) -> Result<DbInstant, WriteError> {
         let (shared, shard, epoch) = (self.shared, self.shard, self.epoch);
         let next_offset = self.stored_offset();
@@ -318,6 +283,7 @@ impl Owner<'_> {
             transaction.add_marks(shard, &progress.iter().collect::<Vec<_>>()).await?;
             transaction.add_deliveries(shard, &deliveries).await?;
             transaction.add_counts(&counts.iter().collect::<Vec<_>>()).await?;
+            *commit_sent = true;
             transaction.commit().await?;
             Ok(db_now)
         })
@@ -326,13 +292,6 @@ impl Owner<'_> {
     /// The database has this cursor: what it passed was told with it, though the answer was lost.
     pub(super) fn cursor_was_stored(&mut self, cursor: Position) {
         self.cancelled.retain(|cancelled| cancelled.position > cursor);
-    }
-}
-
-impl Early {
-    /// Where it begins in the batch.
-    pub(super) fn first_index(&self) -> usize {
-        self.first_index
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     crashes::{STOP_COMMITS, hold, sessions_end, started, waiting},
+    outages::{Proxy, free_address},
     world::{Record, World, outcome, retry, retry_key, settings},
 };
 use floodway_retry_scheduler::Settings;
@@ -12,7 +13,7 @@ use floodway_schemas::{
     retry_command::{RETRY_COMMAND_VERSION, RetryAction, RetryCommand, RetryScope},
     topic::Topic,
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use uuid::Uuid;
 
 /// Whose retries the commands are about, and somebody else's.
@@ -29,6 +30,13 @@ const STOP_PROGRESS: &str = "
         RETURN NEW;
     END $$;
     CREATE TRIGGER stop_progress BEFORE INSERT ON retry_mark FOR EACH ROW EXECUTE FUNCTION refuse_progress()";
+
+/// Holds the commit of how far a mark is until the test lets it go.
+const STOP_PROGRESS_COMMITS: &str = "
+    CREATE FUNCTION wait_for_test() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER stop_progress_commits AFTER INSERT ON retry_mark DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.done >= 0) EXECUTE FUNCTION wait_for_test()";
 
 /// Marks whose work is done.
 const ENDED: &str = "SELECT count(*) FROM retry_mark WHERE done = id";
@@ -139,6 +147,78 @@ async fn killed_before_it_stored_how_far_a_now_is_it_leaves_retries_that_come_ag
     let expected: Vec<i64> = (0..N).chain(0..N).chain([N + 1]).collect();
     assert_eq!(until(&world, N + 1).await, expected);
     next.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_now_covers_comes_although_kafka_refuses_it_until_it_is_due_and_memory_forgets_it() {
+    let world = World::new(1).await;
+    let scheduler = world.start_with(Settings { heap_rows: 6, ..settings() }, world.pool()).await;
+    // It starts with its topics as they are to be.
+    world.number_becomes("SELECT count(*) FROM retry_shard", |n| n == 1).await;
+    world.due_takes(64).await;
+    world.write(0, &(0..N).map(|n| mine(n, 1_000 + n as u64)).collect::<Vec<_>>());
+    world.write_bytes(0, &all_mine(RetryAction::Now));
+    world.number_becomes(STORED, |next| next == N + 1).await;
+    // Due before them, so they push them out of memory.
+    world.write(0, &(0..N).map(|n| other(N + n, 300 + n as u64)).collect::<Vec<_>>());
+    // Tried again when they are due.
+    let late = "SELECT count(*) FROM retry WHERE due_at > clock_timestamp() - interval '2 s'";
+    world.number_becomes(STORED, |next| next == 2 * N + 1).await;
+    world.number_becomes(late, |n| n == 0).await;
+    assert_eq!(world.number(ENDED).await, 0, "nothing was acknowledged");
+    world.due_takes(Topic::Due.max_record_bytes()).await;
+    let expected: BTreeSet<i64> = (0..=2 * N).filter(|id| *id != N).collect();
+    let records = world.read_due(expected.len()).await;
+    assert_eq!(ids(&records).into_iter().collect::<BTreeSet<_>>(), expected);
+    world.number_becomes(ENDED, |n| n == 1).await;
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_missed_the_answer_to_a_commit_tells_what_was_cancelled_once() {
+    let world = World::new(1).await;
+    world.execute(STOP_PROGRESS_COMMITS).await;
+    let holder = hold(&world).await;
+    let address = free_address().await;
+    let proxy = Proxy::open(address, world.server()).await;
+    let scheduler = world.start_with(settings(), world.pool_through(address)).await;
+    world.write(0, &(0..N).map(|n| mine(n, 3_600_000)).collect::<Vec<_>>());
+    world.write_bytes(0, &all_mine(RetryAction::Cancel));
+    world.write_bytes(0, &all_mine(RetryAction::Now));
+    world.number_becomes(&waiting("COMMIT"), |n| n == 1).await;
+    drop(proxy);
+    scheduler.health_becomes("postgresql", |reason| reason.is_some()).await;
+    holder.batch_execute("SELECT pg_advisory_unlock(4711)").await.unwrap();
+    world.number_becomes(CANCELLED, |n| n == N).await;
+    let _proxy = Proxy::open(address, world.server()).await;
+    world.write(0, &[other(N, 500)]);
+    assert_eq!(until(&world, N + 2).await, [N + 2]);
+    let cursor = "SELECT count(*) FROM retry, retry_shard WHERE id = 22 AND due_at > cur_due";
+    world.number_becomes(cursor, |n| n == 0).await;
+    assert_eq!(world.number(CANCELLED).await, N);
+    assert_eq!(world.number("SELECT sum(n)::bigint FROM delivery_count WHERE kind = 'cancelled'").await, N);
+    drop(holder);
+    scheduler.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_whose_mark_the_database_refuses_is_passed_over_and_its_neighbours_are_not() {
+    let world = World::new(1).await;
+    let refuse = "ALTER TABLE retry_mark ADD CONSTRAINT no_cancel CHECK (action <> 'cancel')";
+    world.execute(refuse).await;
+    let scheduler = world.start().await;
+    world.write(0, &[mine(0, 3_600_000)]);
+    world.write_bytes(0, &all_mine(RetryAction::Cancel));
+    world.write_bytes(0, &all_mine(RetryAction::Cancel));
+    world.write_bytes(0, &all_mine(RetryAction::Now));
+    world.write(0, &[other(1, 300)]);
+    world.number_becomes(STORED, |next| next == 5).await;
+    world.number_becomes(ENDED, |n| n == 1).await;
+    assert_eq!(ids(&world.read_due(2).await).into_iter().collect::<BTreeSet<_>>(), [0, 4].into());
+    scheduler.stop().await;
     world.end().await;
 }
 

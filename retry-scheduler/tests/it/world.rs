@@ -177,6 +177,15 @@ impl World {
         altered.into_iter().for_each(|altered| drop(altered.unwrap()));
     }
 
+    /// From now on `due` refuses records with more bytes than these, and the batches that they are in.
+    pub(crate) async fn due_takes(&self, bytes: usize) {
+        let (topic, bytes) = (self.topics.kafka.topic(Topic::Due), bytes.to_string());
+        let settings = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", &bytes);
+        let admin: AdminClient<DefaultClientContext> = self.topics.kafka.client().create().unwrap();
+        let altered = admin.alter_configs([&settings], &AdminOptions::new()).await.unwrap();
+        altered.into_iter().for_each(|altered| drop(altered.unwrap()));
+    }
+
     /// Writes outcomes as a producer with another clock.
     pub(crate) fn write_as_of(&self, shard: i32, outcomes: &[Outcome<'_>], ahead_ms: i64) {
         let at = floodway_runtime::clock::now().0 + ahead_ms;
