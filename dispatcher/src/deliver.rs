@@ -379,7 +379,7 @@ pub(crate) enum Taken {
 }
 
 /// When a deferred delivery comes back: not long after it is too old, so that it is given up in time.
-fn comes_back(now: UnixMillis, delay: Duration, expires_at: UnixMillis) -> UnixMillis {
+pub(crate) fn comes_back(now: UnixMillis, delay: Duration, expires_at: UnixMillis) -> UnixMillis {
     let too_old = expires_at.plus(Duration::from_millis(1));
     now.plus(delay).min(too_old).max(now.plus(MIN_DEFERRAL))
 }

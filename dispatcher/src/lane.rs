@@ -235,12 +235,10 @@ impl<T: Returning> Lane<T> {
         if let Some(delay) = state.returns_in(&item, limits, now) {
             return PutOff { item, delay, is_open: true };
         }
-        if let Some(delay) = state.put_off_by_pace(limits, now) {
-            return PutOff { item, delay, is_open: false };
-        }
+        let by_pace = state.put_off_by_pace(limits, now).unwrap_or_default();
         let (held, bound) = (state.active + state.waiting.len(), state.concurrency.bound(limits.in_flight));
         let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
-        PutOff { item, delay, is_open: false }
+        PutOff { item, delay: delay.max(by_pace), is_open: false }
     }
 
     /// Ends a delivery of `part` that began at `began`. `random` is in `[0, 1)`.
@@ -342,8 +340,10 @@ impl<T: Returning> State<T> {
 
     /// A request that begins has its turn.
     fn give_turn(&mut self, limits: &Limits, now: Instant) {
-        if let Some(rate) = limits.rate {
-            self.pace.get_or_insert_default().give(rate, now);
+        match limits.rate {
+            Some(rate) => self.pace.get_or_insert_default().give(rate, now),
+            // A limit that was lifted leaves no turns behind, which nobody would take.
+            None => self.pace = None,
         }
     }
 
@@ -363,7 +363,12 @@ impl<T: Returning> State<T> {
     /// While the endpoint gets nothing: the time until a delivery comes back that is put off now.
     fn returns_in(&mut self, item: &T, limits: &Limits, now: Instant) -> Option<Duration> {
         let since = self.breaker.opened_at()?;
-        let outage = Outage { since, probes_at: self.breaker.probes_at(), pause: limits.breaker.pause };
+        let outage = Outage {
+            since,
+            probes_at: self.breaker.probes_at(),
+            pause: limits.breaker.pause,
+            between: limits.breaker.max_pause,
+        };
         let returns = self.returns.get_or_insert_default();
         let at = returns.put_off(item.came_back(), &outage, &limits.returns, now);
         Some(at.saturating_duration_since(now))
@@ -380,10 +385,10 @@ impl<T: Returning> State<T> {
             && let Some(Waiting { item, part, .. }) = self.waiting.pop_front()
         {
             self.part.remove(part);
-            let planned = self.returns_in(&item, limits, now).or_else(|| self.put_off_by_pace(limits, now));
-            let delay = planned.unwrap_or_else(|| {
+            let delay = self.returns_in(&item, limits, now).unwrap_or_else(|| {
+                let by_pace = self.put_off_by_pace(limits, now).unwrap_or_default();
                 let bound = self.concurrency.bound(limits.in_flight);
-                self.drain.plan(self.active, bound, limits, now).mul_f64(1.0 + SPREAD * random)
+                self.drain.plan(self.active, bound, limits, now).mul_f64(1.0 + SPREAD * random).max(by_pace)
             });
             overdue.push(PutOff { item, delay, is_open });
         }

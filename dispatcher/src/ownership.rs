@@ -159,6 +159,10 @@ impl Owner {
     /// Tells this process's share of the group's work.
     fn share(&self, owned: usize) {
         let all = self.partitions.load(Ordering::Relaxed);
+        if all == 0 {
+            // Not known yet. Until then the other topics tell.
+            return;
+        }
         self.intake.router.deliverer.shares.own(self.intake.topic, owned, all);
     }
 
@@ -410,6 +414,9 @@ impl Owner {
 
     /// Commits what changed, and reports the state of the partitions.
     pub(crate) fn commit_regularly(&self, consumer: &BaseConsumer<Self>) {
+        if self.partitions.load(Ordering::Relaxed) == 0 && !self.lock().is_empty() {
+            self.count_partitions(consumer);
+        }
         self.report();
         if let Err(error) = self.commit(consumer, self.lock().values_mut()) {
             // A rebalance or a new coordinator: the next commit shows the same and more.

@@ -13,13 +13,16 @@ use std::{
 /// Requests may be ahead of their turn by so much: in a time of `t`, no more begin than `rate * (t + BURST) + 1`.
 const BURST: Duration = Duration::from_millis(100);
 
+/// Rates that differ by a smaller part are the same.
+const SAME_RATE: f64 = 0.05;
+
 /// What was given out of turns.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// The next turn.
     next: Option<Instant>,
-    /// The turn after those of what was put off.
-    put_off: Option<Instant>,
+    /// The turn after those of what was put off, and the rate that they were planned with.
+    put_off: Option<(Instant, f64)>,
     /// When requests begin that the lane has started and a worker has not begun yet.
     given: VecDeque<Instant>,
 }
@@ -47,12 +50,14 @@ impl Pace {
     /// How long a delivery is put off before which there are `others` in the lane, `longest` at most.
     pub(crate) fn put_off(&mut self, rate: f64, others: usize, longest: Duration, now: Instant) -> Duration {
         let own = self.begins(rate, others, now).max(now + MIN_DEFERRAL);
-        let turn = self.put_off.map_or(own, |last| last.max(own));
+        // A plan for another rate says nothing.
+        let planned = self.put_off.filter(|(_, planned_with)| (planned_with / rate - 1.0).abs() < SAME_RATE);
+        let turn = planned.map_or(own, |(last, _)| last.max(own));
         let wait = turn.saturating_duration_since(now);
         if wait >= longest {
             return longest.max(MIN_DEFERRAL);
         }
-        self.put_off = Some(turn + Duration::from_secs_f64(1.0 / rate));
+        self.put_off = Some((turn + Duration::from_secs_f64(1.0 / rate), rate));
         wait
     }
 }
@@ -61,6 +66,16 @@ impl Pace {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_was_planned_with_another_rate_does_not_count() {
+        let (mut pace, now, hour) = (Pace::default(), Instant::now(), Duration::from_secs(3_600));
+        for _ in 0..600 {
+            pace.put_off(1.0, 0, hour, now);
+        }
+        assert_eq!(pace.put_off(1.0, 0, hour, now), Duration::from_secs(601));
+        assert_eq!(pace.put_off(1_000.0, 0, hour, now), MIN_DEFERRAL);
+    }
 
     proptest! {
         #[test]

@@ -5,8 +5,12 @@
 //! never shorter than the wave itself: so what an outage costs the retry scheduler is bounded by the rate however large the
 //! backlog is, and by the number of waves however long the outage takes.
 //!
-//! What has come back before goes to the front of the next wave, what is new to its end. One delivery per pause of the breaker comes
-//! back ahead of its wave, for the probe: without it, the end of an outage would be noticed by new deliveries only.
+//! What has come back before goes to the front of the next wave, what is new to its end. Some come back ahead of their wave, one for
+//! each probe that the breaker may want until then: without them, the end of an outage would be noticed by new deliveries only. The
+//! delivery that is the probe is not put off when it fails, so they are planned as long as there is something to put off.
+//!
+//! What comes back while a probe is under way waits for what that finds out, and not for the next wave: mostly it is the wave whose first
+//! delivery is the probe.
 
 use crate::lane::MIN_DEFERRAL;
 use std::time::{Duration, Instant};
@@ -31,8 +35,10 @@ pub(crate) struct Outage {
     pub(crate) since: Instant,
     /// When a request is made next, to find out; `None` while one is under way.
     pub(crate) probes_at: Option<Instant>,
-    /// How long that may take then.
+    /// How long it gets nothing at first.
     pub(crate) pause: Duration,
+    /// Longest time between two probes.
+    pub(crate) between: Duration,
 }
 
 /// What was put off in one outage, as far as this process did it.
@@ -45,8 +51,10 @@ pub(crate) struct Returns {
     /// Deliveries of the next wave that came back before, and that are new.
     again: u32,
     first: u32,
-    /// The probe that a delivery was sent ahead for.
-    probe: Option<Instant>,
+    /// When the last of those comes back that are sent ahead.
+    ahead: Option<Instant>,
+    /// When those come back that wait for a probe, and how many they are.
+    held: Option<(Instant, u32)>,
 }
 
 impl Returns {
@@ -59,19 +67,37 @@ impl Returns {
         now: Instant,
     ) -> Instant {
         let soonest = now + MIN_DEFERRAL;
-        if let Some(probe) = outage.probes_at
-            && self.probe.replace(probe) != Some(probe)
-        {
-            return probe.max(soonest);
-        }
         let next = match self.next {
             Some(next) if now < next => next,
+            Some(_) if outage.probes_at.is_none() => return self.wait_for_probe(outage, limits, now),
             _ => self.turn(outage, limits, now),
         };
+        if let Some(probe) = self.next_probe(outage, next, now) {
+            let at = probe.max(soonest);
+            self.ahead = Some(at);
+            return at;
+        }
         let place = if again { self.again } else { self.coming.max(self.again).saturating_add(self.first) };
         let count = if again { &mut self.again } else { &mut self.first };
         *count = count.saturating_add(1);
         (next + Duration::from_secs_f64(f64::from(place) / limits.rate)).max(soonest)
+    }
+
+    /// The next probe before `next` for which nothing comes back yet.
+    fn next_probe(&self, outage: &Outage, next: Instant, now: Instant) -> Option<Instant> {
+        match (self.ahead.filter(|&ahead| ahead > now), outage.probes_at) {
+            (None, probes_at) => Some(probes_at.unwrap_or(now + outage.pause)),
+            (Some(ahead), Some(probe)) if ahead < probe => Some(probe),
+            (Some(ahead), _) => Some(ahead + outage.between).filter(|&probe| probe < next),
+        }
+    }
+
+    /// When a delivery comes back whose wave has begun, and is waiting for the first of it.
+    fn wait_for_probe(&mut self, outage: &Outage, limits: &ReturnLimits, now: Instant) -> Instant {
+        let (until, before) =
+            self.held.filter(|(until, _)| now < *until).unwrap_or((now + outage.pause.max(MIN_DEFERRAL), 0));
+        self.held = Some((until, before.saturating_add(1)));
+        until + Duration::from_secs_f64(f64::from(before) / limits.rate)
     }
 
     /// The next wave begins: what is put off from now on is for the one after it.
@@ -129,15 +155,15 @@ mod tests {
         fn outage(&self, now: Instant) -> Outage {
             let pauses = now.duration_since(self.start).as_secs() / PAUSE.as_secs() + 1;
             let probes_at = self.start + PAUSE * u32::try_from(pauses).unwrap();
-            Outage { since: self.start, probes_at: Some(probes_at), pause: PAUSE }
+            Outage { since: self.start, probes_at: Some(probes_at), pause: PAUSE, between: PAUSE }
         }
 
         fn put_off(&mut self, delivery: Delivery, now: Instant) {
             let outage = self.outage(now);
-            let known = self.returns.probe;
+            let known = self.returns.ahead;
             let at = self.returns.put_off(delivery.rounds > 0, &outage, &LIMITS, now);
             assert!(at >= now + MIN_DEFERRAL);
-            let is_ahead = known != outage.probes_at;
+            let is_ahead = known != self.returns.ahead;
             self.ahead += usize::from(is_ahead);
             let (rounds, waves) = (delivery.rounds + 1, delivery.waves + u32::from(!is_ahead));
             self.most_waves = self.most_waves.max(waves);
@@ -169,6 +195,48 @@ mod tests {
         let rounds = world.sequence as u64;
         let ahead = three_days.as_secs() / PAUSE.as_secs() + 1;
         assert!(rounds <= 50 * waves + ahead, "{rounds} rounds");
+    }
+
+    #[test]
+    fn a_probe_is_planned_for_every_pause_until_the_next_wave() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(3_600);
+        let outage = Outage { since: start, probes_at: Some(now + PAUSE), pause: PAUSE, between: PAUSE };
+        let mut returns = Returns::default();
+        let back: Vec<Instant> = (0..50).map(|_| returns.put_off(true, &outage, &LIMITS, now)).collect();
+        // The next wave begins half an hour later. What comes ahead of it may be a probe that fails, and is not put off again then.
+        let wave = now + LIMITS.longest;
+        let ahead: Vec<Instant> = back.iter().copied().filter(|at| *at < wave).collect();
+        assert_eq!(ahead, (1..30).map(|pause| now + PAUSE * pause).collect::<Vec<_>>());
+        assert_eq!(back[29], wave);
+    }
+
+    #[test]
+    fn a_wave_waits_for_its_own_probe_and_not_for_the_next_wave() {
+        let start = Instant::now();
+        let mut returns = Returns::default();
+        let mut outage =
+            Outage { since: start, probes_at: Some(start + PAUSE), pause: PAUSE, between: PAUSE };
+        for _ in 0..10 {
+            returns.put_off(false, &outage, &LIMITS, start);
+        }
+        let wave = returns.next.unwrap();
+        outage.probes_at = None;
+        let held: Vec<Duration> = (1u32..10)
+            .map(|place| {
+                returns.put_off(true, &outage, &LIMITS, wave + Duration::from_millis(10) * place) - wave
+            })
+            .collect();
+        let first = PAUSE + Duration::from_millis(10);
+        assert_eq!(
+            held,
+            (0u32..9).map(|place| first + Duration::from_millis(10) * place).collect::<Vec<_>>()
+        );
+        // The probe failed: there is another wave.
+        let now = wave + 2 * PAUSE;
+        outage.probes_at = Some(now + PAUSE);
+        returns.put_off(true, &outage, &LIMITS, now);
+        assert!(returns.next.unwrap() > now);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     batches::Batches,
     budget::{Amount, Source},
     config::Settings,
-    deliver::{Deliverer, Taken},
+    deliver::{Deliverer, Taken, comes_back},
     delivery::{Delivery, Order, Settlement},
     filters::Filters,
     headers::{Name, PreparedEvent},
@@ -448,7 +448,8 @@ impl Router {
                 SubscriptionState::Paused => {
                     let since = endpoint.subscription.paused_since;
                     let wait = paused::deferral(self.paused_recheck, since, now);
-                    self.defer(order, Deferral::Paused, wait, now);
+                    let expires_at = endpoint.subscription.retry.expires_at(order.since);
+                    self.defer(order, Deferral::Paused, wait, now, Some(expires_at));
                 }
                 SubscriptionState::Disabled => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::SubscriptionDisabled));
@@ -458,17 +459,25 @@ impl Router {
             Target::Undecided(_, why) => self.deliverer.settle(order, Settlement::undecided(why)),
             // A test event or a replay may overtake the subscription that it is for, all the more when the feed is late.
             Target::Unknown(_) if now.since(since) < self.config_grace || !self.is_config_current() => {
-                self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now);
+                self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now, None);
             }
             Target::Unknown(_) => self.deliverer.settle(order, Settlement::dropped()),
         }
         Taken::Settled
     }
 
-    fn defer(&self, order: Order, reason: Deferral, wait: Duration, now: UnixMillis) {
+    fn defer(
+        &self,
+        order: Order,
+        reason: Deferral,
+        wait: Duration,
+        now: UnixMillis,
+        expires_at: Option<UnixMillis>,
+    ) {
         self.metrics().deferred(reason);
         let wait = wait.mul_f64(1.0 + SPREAD * rand::random::<f64>());
-        self.deliverer.settle(order, Settlement::deferred(now.plus(wait)));
+        let until = expires_at.map_or(now.plus(wait), |expires_at| comes_back(now, wait, expires_at));
+        self.deliverer.settle(order, Settlement::deferred(until));
     }
 
     fn metrics(&self) -> &Metrics {

@@ -67,7 +67,8 @@ impl Endpoint {
         let keys = SigningKeys::open(&subscription, sealing);
         let target = Target::new(&subscription.url, &subscription.headers);
         let lane = held.map(|held| Arc::clone(&held.lane)).unwrap_or_default();
-        if held.is_some_and(|held| held.subscription.url != subscription.url) {
+        let is_other_policy = held.is_some_and(|held| held.subscription.breaker != subscription.breaker);
+        if is_other_policy || held.is_some_and(|held| held.subscription.url != subscription.url) {
             lane.close_breaker();
         }
         let fallback = subscription.fallback_url.as_ref().map(|url| {
@@ -75,7 +76,7 @@ impl Endpoint {
             let held = held
                 .and_then(|held| Some((held.subscription.fallback_url.as_ref()?, held.fallback.as_ref()?)));
             let lane = held.map(|(_, held)| Arc::clone(&held.lane)).unwrap_or_default();
-            if held.is_some_and(|(before, _)| before != url) {
+            if is_other_policy || held.is_some_and(|(before, _)| before != url) {
                 lane.close_breaker();
             }
             Box::new(Fallback { target, lane })
