@@ -4,7 +4,7 @@ use crate::{config::Settings, error::Error, operate::store_error};
 use floodway_runtime::{config_feed::ConfigFeed, kafka::KafkaSettings};
 use floodway_schemas::config::ConfigChange;
 use floodway_store::{
-    Error as StoreError, Pool,
+    Error as StoreError, Pool, migrate,
     recover::{self, TopicState},
 };
 use std::{
@@ -24,6 +24,8 @@ pub(crate) async fn recover_configuration(settings: &Settings, dry_run: bool) ->
     let kafka = settings.kafka()?;
     let pool =
         Pool::new(settings.database_direct_url()?, "floodway-recover", CONNECTIONS).map_err(store_error)?;
+    // What an older binary does not know it would take for deleted.
+    migrate::check_schema(&pool).await.map_err(store_error)?;
     let recovered = recover::recover(&pool, || read_topic(&kafka), dry_run).await.map_err(store_error)?;
     let what = if dry_run { "would be recovered" } else { "recovered" };
     tracing::info!(
@@ -53,9 +55,15 @@ async fn read_topic(kafka: &KafkaSettings) -> Result<TopicState, StoreError> {
     })
     .map_err(|error| StoreError::Other(error.to_string()))?;
     let caught_up = tokio::time::timeout(READ_TIMEOUT, feed.caught_up()).await;
+    let skipped = feed.skipped();
     ended.cancel();
     // Its thread looks at the token twice a second.
     let joined = tokio::task::spawn_blocking(move || feed.join()).await;
+    if skipped > 0 {
+        return Err(StoreError::Conflict(format!(
+            "the config topic has {skipped} records that this version cannot read, and would take for deleted: use a newer one"
+        )));
+    }
     match (caught_up, joined) {
         (Ok(true), Ok(())) => Ok(std::mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner))),
         _ => Err(StoreError::Unavailable("the config topic could not be read to its end".to_owned())),

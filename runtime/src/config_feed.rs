@@ -18,6 +18,10 @@ use rdkafka::{
     error::KafkaError as ClientError,
 };
 use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -52,6 +56,7 @@ impl ConsumerContext for FeedContext {}
 pub struct ConfigFeed {
     caught_up: watch::Receiver<bool>,
     freshness: Freshness,
+    skipped: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -95,6 +100,8 @@ impl ConfigFeed {
         consumer.assign(&partitions)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
+        let skipped = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&skipped);
         let mut position = Position {
             consumer,
             topic,
@@ -114,7 +121,8 @@ impl ConfigFeed {
                         match ConfigChange::decode(record.key().unwrap_or_default(), record.payload()) {
                             Ok(change) => apply(change, record.offset()),
                             Err(error) => {
-                                tracing::warn!(offset = record.offset(), %error, "config record skipped")
+                                tracing::warn!(offset = record.offset(), %error, "config record skipped");
+                                count.fetch_add(1, Ordering::Release);
                             }
                         }
                         position.next = Some(record.offset() + 1);
@@ -133,7 +141,7 @@ impl ConfigFeed {
                 }
             }
         })?;
-        Ok(Self { caught_up, freshness: Freshness(current), thread: Some(thread) })
+        Ok(Self { caught_up, freshness: Freshness(current), skipped, thread: Some(thread) })
     }
 
     /// How old what was applied may be.
@@ -154,6 +162,11 @@ impl ConfigFeed {
     /// A view of the progress for other tasks: becomes `true` once.
     pub fn progress(&self) -> watch::Receiver<bool> {
         self.caught_up.clone()
+    }
+
+    /// Records that could not be read, and so are of no effect here.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Acquire)
     }
 
     /// Waits for the thread to end; call after the shutdown token was cancelled, and not on the runtime's threads.

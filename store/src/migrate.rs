@@ -125,8 +125,16 @@ mod tests {
 
     /// The first version that was written with this rule.
     const SINCE: i32 = 13;
-    const BULK_TABLES: [&str; 6] =
-        ["retry", "delivery", "delivery_count", "delivery_count_hour", "delivery_count_day", "dead_letter"];
+    const BULK_TABLES: [&str; 8] = [
+        "retry",
+        "retry_mark",
+        "delivery",
+        "delivery_count",
+        "delivery_count_hour",
+        "delivery_count_day",
+        "dead_letter",
+        "dead_letter_replay",
+    ];
 
     #[test]
     fn no_migration_builds_or_drops_an_index_of_a_bulk_table_in_place() {

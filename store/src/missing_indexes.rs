@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// Longest time for one partition, in milliseconds: tens of millions of rows, and everybody who was there before to leave.
 const BUILD_TIMEOUT_MS: u32 = 1_800_000;
 
+/// Longest wait for a partition before its index is attached, in milliseconds.
+const ATTACH_LOCK_MS: u32 = 500;
+
 /// How long a pass goes on to another partition, so that it comes to an end when there are many.
 const PASS: Duration = Duration::from_secs(60);
 
@@ -88,12 +91,15 @@ impl Missing {
         let Self { index, partition, definition, name, found } = self;
         let mut statements = Vec::new();
         if *found == Some(false) {
-            statements.push(format!("-- missing_indexes: interrupted\nDROP INDEX {name}"));
+            statements.push(format!("-- missing_indexes: interrupted\nDROP INDEX CONCURRENTLY {name}"));
         }
         if *found != Some(true) {
             statements.push(format!("CREATE INDEX CONCURRENTLY {name} ON {partition} {definition}"));
         }
-        statements.push(format!("-- missing_indexes: attach\nALTER INDEX {index} ATTACH PARTITION {name}"));
+        // It locks the partition for a moment; while a reader has it, who writes must not wait behind this. The next pass tries again.
+        statements.push(format!(
+            "-- missing_indexes: attach\nSET LOCAL lock_timeout = {ATTACH_LOCK_MS}; ALTER INDEX {index} ATTACH PARTITION {name}"
+        ));
         statements
     }
 }

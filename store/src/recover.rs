@@ -226,7 +226,9 @@ async fn create(write: &mut ConfigurationWrite<'_>, change: ConfigChange) -> Res
         ConfigChange::Subscription(mut record) => {
             record.version += 1;
             let created_at = created_at(record.id.0);
-            let row = SubscriptionRow { record: *record, name: None, created_at, updated_at: created_at };
+            // Since when it is paused is told by its last change.
+            let updated_at = record.paused_since.unwrap_or(created_at);
+            let row = SubscriptionRow { record: *record, name: None, created_at, updated_at };
             subscriptions::insert(write, &row).await
         }
         ConfigChange::Deleted(_) => Ok(()),
@@ -245,7 +247,7 @@ async fn change_to(write: &mut ConfigurationWrite<'_>, change: ConfigChange) -> 
         }
         ConfigChange::Subscription(record) => {
             let row = subscriptions::get(write.reader(), record.tenant, record.id).await?;
-            let updated_at = row.updated_at;
+            let updated_at = record.paused_since.unwrap_or(row.updated_at);
             subscriptions::update(write, &mut SubscriptionRow { record: *record, ..row }, updated_at).await
         }
         ConfigChange::Deleted(_) => Ok(()),
