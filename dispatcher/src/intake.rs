@@ -42,6 +42,9 @@ const DUE_REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
 const DUE_REPEAT_KEYS: usize = 16_384;
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// So long a consumer may find no broker while others in this process do, before it is built anew: librdkafka 2.12 was seen not to connect
+/// again, for minutes, after a broker had been away.
+const LOST_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two looks whether Kafka is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -124,6 +127,7 @@ impl Intake {
         let owner = consumer.context();
         let mut committed_at = Instant::now();
         let mut probed_at = Instant::now();
+        let mut lost = Lost::default();
         loop {
             match self.life.phase() {
                 Phase::Running | Phase::Draining => {}
@@ -147,21 +151,49 @@ impl Intake {
             }
             if probed_at.elapsed() >= PROBE_PAUSE {
                 probed_at = Instant::now();
-                self.probe(consumer);
+                let answered = self.probe(consumer);
+                if lost.is_lost(answered, self.router.is_config_current(), probed_at) {
+                    return Err(KafkaError::Subscription("it finds no broker, and others do".to_owned()));
+                }
             }
         }
     }
 
-    /// Looks whether Kafka is there, when there is a reason to doubt it.
-    fn probe(&self, consumer: &BaseConsumer<Owner>) {
+    /// Looks whether Kafka is there, when there is a reason to doubt it: whether a broker answers this consumer.
+    fn probe(&self, consumer: &BaseConsumer<Owner>) -> Option<bool> {
         if self.router.is_stalled() {
             self.health.down("Kafka does not take outcomes: no event is taken until it does");
-        } else if self.health.is_suspect() {
-            match consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT) {
-                Ok(_) => self.health.up(),
-                Err(error) => self.health.down(format!("no broker answers: {error}")),
+            return None;
+        }
+        if !self.health.is_suspect() {
+            return None;
+        }
+        let answer = consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT);
+        match &answer {
+            Ok(_) => self.health.up(),
+            Err(error) => self.health.down(format!("no broker answers: {error}")),
+        }
+        Some(answer.is_ok())
+    }
+}
+
+/// Since when a consumer has found no broker while others did. Pure: time is an argument.
+#[derive(Debug, Default)]
+struct Lost(Option<Instant>);
+
+impl Lost {
+    /// Takes in whether a broker answered the consumer, if it was asked, and whether others are answered; returns whether the consumer is to
+    /// be built anew. While nobody is answered, its progress is worth more than a new connection.
+    fn is_lost(&mut self, answered: Option<bool>, are_others: bool, now: Instant) -> bool {
+        match answered {
+            None => return false,
+            Some(false) if are_others => {}
+            Some(_) => {
+                self.0 = None;
+                return false;
             }
         }
+        now.saturating_duration_since(*self.0.get_or_insert(now)) >= LOST_PATIENCE
     }
 }
 
@@ -186,6 +218,18 @@ mod tests {
         producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
+
+    #[test]
+    fn a_consumer_is_lost_when_it_alone_finds_no_broker_for_long() {
+        let (mut lost, start) = (Lost::default(), Instant::now());
+        let at = |second| start + Duration::from_secs(second);
+        // Nobody does.
+        assert!(!lost.is_lost(Some(false), false, at(0)) && !lost.is_lost(Some(false), false, at(100)));
+        assert!(!lost.is_lost(Some(false), true, at(101)) && !lost.is_lost(None, true, at(140)));
+        assert!(!lost.is_lost(Some(true), true, at(120)));
+        assert!(!lost.is_lost(Some(false), true, at(121)) && !lost.is_lost(Some(false), true, at(150)));
+        assert!(lost.is_lost(Some(false), true, at(151)));
+    }
 
     /// How long the test waits for anything.
     const DEADLINE: Duration = Duration::from_secs(60);

@@ -4,7 +4,10 @@
 //! a shard looks at its batch between other work. The producer gives every record up after its message timeout, so
 //! each batch completes.
 
-use floodway_runtime::{kafka::KafkaSettings, served_producer::ServedProducer};
+use floodway_runtime::{
+    kafka::{KafkaSettings, MESSAGE_TIMEOUT_MS},
+    served_producer::ServedProducer,
+};
 use floodway_schemas::topic::Topic;
 use floodway_store::retry::PendingRetry;
 use rdkafka::{
@@ -18,12 +21,16 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// Several times what the client takes to give a record up.
+const LOST_AFTER: Duration = Duration::from_millis(3 * MESSAGE_TIMEOUT_MS as u64);
 
 /// The records of a batch that were not acknowledged.
 #[derive(Debug)]
 pub(crate) struct Acks {
+    since: Instant,
     open: AtomicUsize,
     failed: Mutex<Vec<Failed>>,
 }
@@ -39,7 +46,7 @@ pub(crate) struct Failed {
 
 impl Acks {
     fn of(records: usize) -> Arc<Self> {
-        Arc::new(Self { open: AtomicUsize::new(records), failed: Mutex::default() })
+        Arc::new(Self { since: Instant::now(), open: AtomicUsize::new(records), failed: Mutex::default() })
     }
 
     /// What failed, once every record was acknowledged or given up.
@@ -49,6 +56,11 @@ impl Acks {
             return None;
         }
         Some(self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Whether the client ought to have said long ago what became of the records. Nothing would ever be produced after them.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        self.open.load(Ordering::Acquire) > 0 && now.saturating_duration_since(self.since) > LOST_AFTER
     }
 
     fn settle(&self, index: usize, error: Option<&KafkaError>) {
@@ -150,6 +162,16 @@ impl Publisher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_is_overdue_when_the_client_says_nothing_about_a_record_for_long() {
+        let acks = Acks::of(2);
+        acks.settle(0, None);
+        let late = acks.since + LOST_AFTER + Duration::from_millis(1);
+        assert!(acks.is_overdue(late) && !acks.is_overdue(acks.since + LOST_AFTER));
+        acks.settle(1, None);
+        assert!(!acks.is_overdue(late));
+    }
 
     #[test]
     fn a_batch_is_complete_when_every_record_is_settled() {

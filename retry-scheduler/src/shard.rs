@@ -102,6 +102,15 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// Why a shard starts over whose next record is gone.
 const OUT_OF_RANGE: &str = "its next offset left the log";
 
+/// So long a reader that yields nothing may not learn where the log ends before there is another one: librdkafka 2.12 was seen not to
+/// connect again, for minutes, after a broker had been away.
+const BLIND_PATIENCE: Duration = Duration::from_secs(30);
+/// Why a shard starts over that reads nothing and cannot ask.
+const BLIND: &str = "its reader has no connection to Kafka";
+
+/// Why a shard starts over that waits for the producer in vain.
+const UNANSWERED: &str = "the producer does not say what became of its records";
+
 /// What every shard of the process uses.
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
@@ -261,6 +270,8 @@ struct Owner<'s> {
     intake: Intake,
     /// Whether the reader still reads.
     stall: StallWatch,
+    /// Since when the reader, of which nothing came, cannot tell where the log ends.
+    blind_since: Option<Instant>,
     /// Whether the last look at the log found nothing more.
     caught_up: bool,
     /// Whether the place to read from left the log, as reading ahead found.
@@ -316,6 +327,7 @@ impl<'s> Owner<'s> {
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
             stall: StallWatch::new(row.next_offset, Instant::now()),
+            blind_since: None,
             caught_up: false,
             left_log: false,
             closed: VecDeque::new(),
@@ -367,6 +379,7 @@ impl<'s> Owner<'s> {
         self.ingest()?;
         self.commit()?;
         self.settle();
+        self.check_producer()?;
         self.seek()?;
         self.recall()?;
         self.fire()?;
@@ -411,6 +424,7 @@ impl<'s> Owner<'s> {
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
+                    self.blind_since = None;
                     let next = record.offset().saturating_add(1);
                     self.stall.read(record.offset());
                     self.intake.take(&self.shared.metrics, &record, now);
@@ -437,8 +451,15 @@ impl<'s> Owner<'s> {
         if !self.stall.is_due(Instant::now()) {
             return Ok(());
         }
-        // A broker that does not answer says nothing about the reader.
-        match self.stall.look(self.reader.end().ok(), Instant::now()) {
+        let end = self.reader.end().ok();
+        let now = Instant::now();
+        self.blind_since = if end.is_some() { None } else { self.blind_since.or(Some(now)) };
+        if self.blind_since.is_some_and(|since| now.saturating_duration_since(since) >= BLIND_PATIENCE) {
+            self.shared.metrics.reader_stalls.increment(1);
+            return Err(Trouble::StartOver(BLIND));
+        }
+        // A broker that does not answer says nothing about the reader otherwise.
+        match self.stall.look(end, now) {
             Finding::ReadsOn => Ok(()),
             Finding::Stopped => {
                 let from = self.stall.next();
@@ -698,6 +719,17 @@ impl<'s> Owner<'s> {
         });
         self.acknowledged |= rows.len() < before;
         rows
+    }
+
+    /// Starts over when the producer never answers: what it was given is produced again, and a repeat is told by its key.
+    fn check_producer(&self) -> Result<(), Trouble> {
+        let now = Instant::now();
+        let letters = self.closed.front().and_then(|batch| match &batch.letters {
+            Letters::Sent(acks) => Some(acks),
+            _ => None,
+        });
+        let mut waiting = self.firing.iter().map(|firing| &firing.acks).chain(letters);
+        if waiting.any(|acks| acks.is_overdue(now)) { Err(Trouble::StartOver(UNANSWERED)) } else { Ok(()) }
     }
 
     /// Looks at what became of the rows produced. Rows that were not acknowledged go back and are tried again.
