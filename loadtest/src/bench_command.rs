@@ -6,6 +6,7 @@ use floodway_loadtest::{
     bench::{
         BenchError,
         dispatcher::{self, DispatcherBench},
+        document::Document,
         figures::{self, GoalReport},
         floor::{client::ClientFloor, http::HttpFloor, producer::ProducerFloor},
         html,
@@ -345,13 +346,7 @@ async fn dispatcher(args: DispatcherArgs, stop: &CancellationToken) -> Result<Ex
     let result = Box::pin(bench.run(&mut live, stop)).await;
     live.clear();
     let report = result.map_err(failure)?;
-    let document = dispatcher::page::document(&report);
-    report::print(&document.terminal()).map_err(Failure::failed)?;
-    write_report(&out, &json(&report)?, &document.html(&report.about))?;
-    if let Some(path) = &args.markdown {
-        write_markdown(path, &json(&report)?, |json| document.markdown(&report.about, json))?;
-    }
-    ended(&report.faults())
+    present(&report, &dispatcher::page::document(&report), &out, args.markdown.as_deref())
 }
 
 async fn scheduler(args: SchedulerArgs, stop: &CancellationToken) -> Result<ExitCode, Failure> {
@@ -370,11 +365,20 @@ async fn scheduler(args: SchedulerArgs, stop: &CancellationToken) -> Result<Exit
     let result = Box::pin(bench.run(&mut live, stop)).await;
     live.clear();
     let report = result.map_err(failure)?;
-    let document = scheduler::page::document(&report);
+    present(&report, &scheduler::page::document(&report), &out, args.markdown.as_deref())
+}
+
+/// Shows a report beside its goals, and keeps it.
+fn present(
+    report: &GoalReport,
+    document: &Document,
+    out: &Path,
+    markdown: Option<&Path>,
+) -> Result<ExitCode, Failure> {
     report::print(&document.terminal()).map_err(Failure::failed)?;
-    write_report(&out, &json(&report)?, &document.html(&report.about))?;
-    if let Some(path) = &args.markdown {
-        write_markdown(path, &json(&report)?, |json| document.markdown(&report.about, json))?;
+    write_report(out, &json(report)?, &document.html(&report.about))?;
+    if let Some(path) = markdown {
+        write_markdown(path, &json(report)?, |json| document.markdown(&report.about, json))?;
     }
     ended(&report.faults())
 }

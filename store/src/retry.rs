@@ -257,15 +257,16 @@ pub async fn page(
         (&max_bytes, Type::INT8),
     ];
     let rows = client.query_typed(sql, &parameters).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(PendingRetry {
-                position: Position { due: row.try_get(0)?, id: row.try_get(1)? },
-                record_key: row.try_get(2)?,
-                record: row.try_get(3)?,
-            })
-        })
-        .collect()
+    rows.iter().map(pending_from_row).collect()
+}
+
+/// A row of `due_at, id, record_key, record`.
+pub(crate) fn pending_from_row(row: &tokio_postgres::Row) -> Result<PendingRetry, Error> {
+    Ok(PendingRetry {
+        position: Position { due: row.try_get(0)?, id: row.try_get(1)? },
+        record_key: row.try_get(2)?,
+        record: row.try_get(3)?,
+    })
 }
 
 /// The lowest cursor of all shards: retries due earlier are done. `None` before the first shard.

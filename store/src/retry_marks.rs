@@ -5,7 +5,7 @@
 
 use crate::{
     DbInstant, Error,
-    retry::{Batch, PendingRetry, Position, WriteError},
+    retry::{Batch, PendingRetry, Position, WriteError, pending_from_row},
 };
 use floodway_schemas::retry_command::RetryAction;
 use tokio_postgres::{
@@ -181,15 +181,7 @@ pub async fn at_places(
         (&max_bytes, Type::INT8),
     ];
     let rows = client.query_typed(sql, &parameters).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(PendingRetry {
-                position: Position { due: row.try_get(0)?, id: row.try_get(1)? },
-                record_key: row.try_get(2)?,
-                record: row.try_get(3)?,
-            })
-        })
-        .collect()
+    rows.iter().map(pending_from_row).collect()
 }
 
 fn mark_from_row(row: &Row) -> Result<Mark, Error> {

@@ -93,6 +93,16 @@ pub fn text(unit: Unit, value: f64) -> String {
     }
 }
 
+/// What is to be known of a report's figures: remarks on all, what failed, and what may be doubted.
+pub fn remarks(report: &GoalReport) -> Vec<String> {
+    let mut remarks = report.about.remarks.clone();
+    for scenario in &report.scenarios {
+        remarks.extend(scenario.failed.iter().map(|reason| format!("* {}: failed: {reason}", scenario.name)));
+        remarks.extend(scenario.doubts.iter().map(|doubt| format!("* {}: {doubt}.", scenario.name)));
+    }
+    remarks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

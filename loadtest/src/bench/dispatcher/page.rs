@@ -4,7 +4,7 @@ use crate::{
     bench::{
         document::{Block, Document},
         figures::{Account, GoalReport},
-        goals::{figures, goals, goals_sentence, text},
+        goals::{figures, goals, goals_sentence, remarks, text},
         summary::Rows,
     },
     report::count,
@@ -76,11 +76,7 @@ fn limits(report: &GoalReport) -> Vec<String> {
          without any: the two runs without are told beside it."
             .to_owned(),
     ];
-    limits.extend(about.remarks.iter().cloned());
-    for scenario in &report.scenarios {
-        limits.extend(scenario.failed.iter().map(|reason| format!("* {}: failed: {reason}", scenario.name)));
-        limits.extend(scenario.doubts.iter().map(|doubt| format!("* {}: {doubt}.", scenario.name)));
-    }
+    limits.extend(remarks(report));
     limits
 }
 

@@ -4,7 +4,7 @@ use crate::{
     bench::{
         document::{Block, Document},
         figures::{Found, GoalReport},
-        goals::{figures, goals, goals_sentence, text},
+        goals::{figures, goals, goals_sentence, remarks, text},
     },
     report::count,
 };
@@ -50,11 +50,7 @@ fn limits(report: &GoalReport) -> Vec<String> {
             report.about.data_bytes
         ),
     ];
-    limits.extend(report.about.remarks.iter().cloned());
-    for scenario in &report.scenarios {
-        limits.extend(scenario.failed.iter().map(|reason| format!("* {}: failed: {reason}", scenario.name)));
-        limits.extend(scenario.doubts.iter().map(|doubt| format!("* {}: {doubt}.", scenario.name)));
-    }
+    limits.extend(remarks(report));
     limits
 }
 
