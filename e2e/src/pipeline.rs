@@ -182,19 +182,15 @@ impl Pipeline {
         url: &str,
         retry_delays: &[f64],
     ) -> Result<Subscription> {
-        let wanted = NewSubscription {
-            name: name.to_owned(),
-            url: url.to_owned(),
-            types: vec!["*".to_owned()],
-            retry: Some(RetryPolicy {
-                delays_seconds: retry_delays.to_vec(),
-                jitter: 0.1,
-                max_age_seconds: 3_600.0,
-            }),
-            history: Some("all"),
-            timeout_ms: Some(5_000),
-        };
-        let subscription = self.admin.create_subscription(&self.tenant, &wanted).await?;
+        self.subscribe_to(&wanted(name, url, retry_delays)).await
+    }
+
+    /// A subscription as it is described, by [`wanted`] for one.
+    ///
+    /// # Errors
+    /// When the control plane refuses it.
+    pub async fn subscribe_to(&self, wanted: &NewSubscription) -> Result<Subscription> {
+        let subscription = self.admin.create_subscription(&self.tenant, wanted).await?;
         // It is published; events that the dispatcher takes before it has read that are not for it.
         let known = self.subscriptions.fetch_add(1, Ordering::Relaxed) + 1;
         let end = Instant::now() + DEADLINE;
@@ -204,7 +200,7 @@ impl Pipeline {
             .await
             .is_none_or(|n| n < f64::from(known))
         {
-            ensure!(Instant::now() < end, "the dispatcher does not learn of {name}");
+            ensure!(Instant::now() < end, "the dispatcher does not learn of {}", wanted.name);
             sleep(Duration::from_millis(20)).await;
         }
         Ok(subscription)
@@ -241,6 +237,23 @@ impl Pipeline {
         drop_database(&self.stack.database_url, &self.database_url).await?;
         tokio::fs::remove_dir_all(&self.folder).await?;
         Ok(self.stack)
+    }
+}
+
+/// A subscription to everything, with a retry after each of so many seconds and all of its history.
+pub fn wanted(name: &str, url: &str, retry_delays: &[f64]) -> NewSubscription {
+    NewSubscription {
+        name: name.to_owned(),
+        url: url.to_owned(),
+        types: vec!["*".to_owned()],
+        retry: Some(RetryPolicy {
+            delays_seconds: retry_delays.to_vec(),
+            jitter: 0.1,
+            max_age_seconds: 3_600.0,
+        }),
+        history: Some("all"),
+        timeout_ms: Some(5_000),
+        ..NewSubscription::default()
     }
 }
 

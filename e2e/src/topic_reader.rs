@@ -1,7 +1,11 @@
 //! Reading a whole topic, as any user's own consumer group can.
 
 use anyhow::{Result, ensure};
-use floodway_schemas::{due::Due, event::Event};
+use floodway_schemas::{
+    due::Due,
+    event::Event,
+    outcome::{Outcome, OutcomeKind, Via},
+};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -88,11 +92,29 @@ pub fn due_records(brokers: &str, topic: &str) -> Result<Vec<Record>> {
     read(brokers, topic, Record::of_due)
 }
 
-fn read(
-    brokers: &str,
-    topic: &str,
-    decode: impl Fn(i32, i64, &[u8]) -> Result<Record>,
-) -> Result<Vec<Record>> {
+/// What an outcome says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// The event's id.
+    pub id: String,
+    /// The decision.
+    pub kind: OutcomeKind,
+    /// Where the attempt was made.
+    pub via: Via,
+}
+
+/// The same of `outcomes`, as long as nobody commanded anything about pending retries.
+///
+/// # Errors
+/// When the end is not reached within a minute, or a record is no outcome.
+pub fn outcomes(brokers: &str, topic: &str) -> Result<Vec<Decided>> {
+    read(brokers, topic, |_, _, payload| {
+        let outcome = Outcome::decode(payload)?;
+        Ok(Decided { id: outcome.event_id.into_owned(), kind: outcome.kind, via: outcome.via })
+    })
+}
+
+fn read<T>(brokers: &str, topic: &str, decode: impl Fn(i32, i64, &[u8]) -> Result<T>) -> Result<Vec<T>> {
     const DEADLINE: Duration = Duration::from_secs(60);
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)

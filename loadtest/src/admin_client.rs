@@ -16,7 +16,7 @@ use thiserror::Error;
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest response that is read, in bytes: a page of dead letters with events of ordinary size.
 const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
-/// Dead letters asked for at a time: as many as the control plane gives.
+/// Items of a list asked for at a time: as many as the control plane gives.
 const PAGE: u32 = 500;
 /// Most of an error's body that is shown, in bytes.
 const SHOWN_BYTES: usize = 1000;
@@ -95,6 +95,23 @@ pub struct NewSubscription {
     /// Longest time for one attempt, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u32>,
+    /// Where webhooks go while the endpoint does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback_url: Option<String>,
+    /// When an endpoint that does not answer gets no requests; the server's default if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<Breaker>,
+}
+
+/// When an endpoint that does not answer gets no requests.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Breaker {
+    /// Failures in a row after which it gets none.
+    pub failures: u32,
+    /// First pause before it is asked again, in milliseconds.
+    pub pause_ms: u32,
+    /// Longest pause, in milliseconds.
+    pub max_pause_ms: u32,
 }
 
 /// When failed deliveries are tried again.
@@ -142,6 +159,15 @@ pub struct DeadLetter {
     pub id: String,
     /// Id of the event that was given up.
     pub event_id: String,
+}
+
+/// What became of one attempt, as the history has it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Delivery {
+    /// Id of the event.
+    pub event_id: String,
+    /// `fallback` when the attempt was made at the endpoint that stands in.
+    pub via: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -212,17 +238,31 @@ impl AdminClient {
         subscription: &str,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, AdminError> {
-        let first = format!("/v1/tenants/{tenant}/dead-letters?subscription={subscription}&limit={PAGE}");
-        let mut letters: Vec<DeadLetter> = Vec::new();
-        let mut path = first.clone();
+        let filter = format!("/v1/tenants/{tenant}/dead-letters?subscription={subscription}");
+        self.all_pages(&filter, limit).await
+    }
+
+    /// Deliveries to a subscription that the endpoint took, all pages, at most `limit`.
+    pub async fn delivered(
+        &self,
+        tenant: &str,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, AdminError> {
+        let filter = format!("/v1/tenants/{tenant}/deliveries?subscription={subscription}&status=delivered");
+        self.all_pages(&filter, limit).await
+    }
+
+    /// A list, page by page, until there are no more or `limit` is reached.
+    async fn all_pages<T: DeserializeOwned>(&self, filter: &str, limit: usize) -> Result<Vec<T>, AdminError> {
+        let first = format!("{filter}&limit={PAGE}");
+        let (mut items, mut path) = (Vec::new(), first.clone());
         loop {
-            let page: Page<DeadLetter> = self.get(&path).await?;
-            letters.extend(page.items);
+            let page: Page<T> = self.get(&path).await?;
+            items.extend(page.items);
             match page.next_cursor {
-                Some(cursor) if letters.len() < limit => {
-                    path = format!("{first}&cursor={}", in_query(&cursor))
-                }
-                _ => return Ok(letters),
+                Some(cursor) if items.len() < limit => path = format!("{first}&cursor={}", in_query(&cursor)),
+                _ => return Ok(items),
             }
         }
     }

@@ -4,6 +4,7 @@
 
 mod batch;
 mod delivery;
+mod fallback;
 mod groups;
 mod kafka_cluster;
 mod kafka_outage;

@@ -95,7 +95,7 @@ async fn subscribe(
             max_age_seconds: MAX_AGE_SECONDS,
         }),
         history: Some("all"),
-        timeout_ms: None,
+        ..NewSubscription::default()
     };
     let created = admin.create_subscription(tenant, &new).await?;
     receiver.set_secrets(path, &[&created.secret])?;
