@@ -52,6 +52,8 @@ pub(crate) enum Refusal {
     NoMethod,
     /// The thing is in a state that does not allow this.
     Conflict(String),
+    /// There are as many as may be: use those that there are, or wait.
+    TooMany(String),
     /// The body is larger than allowed.
     TooLarge,
     /// The body is not JSON by its content type.
@@ -87,6 +89,10 @@ impl Refusal {
             }
             Self::Conflict(detail) => {
                 Problem::new("urn:floodway:problem:conflict", "The present state does not allow this", 409)
+                    .with_detail(detail)
+            }
+            Self::TooMany(detail) => {
+                Problem::new("urn:floodway:problem:too-many", "There are as many as may be", 429)
                     .with_detail(detail)
             }
             Self::TooLarge => {

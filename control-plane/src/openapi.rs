@@ -1,6 +1,9 @@
 //! The interface's description, made from the handlers themselves.
 
-use crate::error::Refusal;
+use crate::{
+    error::Refusal,
+    pending_retries::{CommandRequested, PendingCount},
+};
 use serde::Serialize;
 use utoipa::{
     IntoResponses, Modify, OpenApi, ToSchema,
@@ -20,7 +23,7 @@ use utoipa::{
         version = "1",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(ProblemDocument)),
+    components(schemas(ProblemDocument, PendingCount, CommandRequested)),
     modifiers(&AdminKeyScheme),
     security(("admin_key" = [])),
     tags(

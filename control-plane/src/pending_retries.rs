@@ -8,7 +8,7 @@ use crate::{
     error::Refusal,
     extract::{Ids, OptionalBody, Parameters, Timestamp},
     metrics,
-    openapi::Problems,
+    openapi::{ProblemDocument, Problems},
     page::{PageOf, checked_limit, decode_cursor, encode_cursor, invalid_cursor},
     routes::Api,
 };
@@ -25,11 +25,12 @@ use floodway_schemas::{
     retry_command::{RETRY_COMMAND_VERSION, RetryAction, RetryCommand, RetryScope},
 };
 use floodway_store::{
+    mark_bounds,
     pending_retries::{self, DuePlace, PendingDelivery, PendingFilter},
     subscriptions,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 use uuid::Uuid;
 
 /// Most pending retries that a preview goes up to: beyond it, it is known that they are many.
@@ -142,6 +143,21 @@ pub(crate) struct PendingCount {
     complete: bool,
 }
 
+/// What a command is answered with, whichever it is, besides [`Problems`].
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only describes responses")]
+pub(crate) enum CommandAnswers {
+    /// Counted
+    #[response(status = 200)]
+    Counted(PendingCount),
+    /// Asked for
+    #[response(status = 202)]
+    AskedFor(CommandRequested),
+    /// As many of the tenant's commands, or of all, are kept as may be: this one would be passed over.
+    #[response(status = 429, content_type = "application/problem+json")]
+    TooMany(ProblemDocument),
+}
+
 /// Make pending retries now
 ///
 /// They are delivered in the order in which they came, at the rate that the installation allows, instead of when they are due. What
@@ -150,7 +166,7 @@ pub(crate) struct PendingCount {
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/subscriptions/{id}/retries/now", tag = "retries",
     params(("tenant" = Uuid, Path), ("id" = Uuid, Path)), request_body = Option<RetrySelection>,
-    responses((status = 200, description = "Counted", body = PendingCount), (status = 202, description = "Asked for", body = CommandRequested), Problems)
+    responses(CommandAnswers, Problems)
 )]
 pub(crate) async fn make_retries_now(
     State(api): State<Api>,
@@ -167,7 +183,7 @@ pub(crate) async fn make_retries_now(
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/subscriptions/{id}/retries/cancel", tag = "retries",
     params(("tenant" = Uuid, Path), ("id" = Uuid, Path)), request_body = Option<RetrySelection>,
-    responses((status = 200, description = "Counted", body = PendingCount), (status = 202, description = "Asked for", body = CommandRequested), Problems)
+    responses(CommandAnswers, Problems)
 )]
 pub(crate) async fn cancel_retries(
     State(api): State<Api>,
@@ -203,7 +219,7 @@ async fn command(
     Ok((StatusCode::ACCEPTED, Json(asked)).into_response())
 }
 
-/// Writes a command about a tenant's retries.
+/// Writes a command about a tenant's retries, unless its readers would pass it over.
 pub(crate) async fn send(
     api: &Api,
     tenant: TenantId,
@@ -213,6 +229,7 @@ pub(crate) async fn send(
     let id = RetryCommandId(Uuid::now_v7());
     let command =
         RetryCommand { v: RETRY_COMMAND_VERSION, command: id, action, tenant, scope, at: clock::now() };
+    refuse_beyond_bounds(api, &command).await?;
     match api.retry_commands.send(&command).await {
         // A shard that there is none of has no retries.
         Ok(0) => Err(Refusal::NotFound("retry".into())),
@@ -225,6 +242,13 @@ pub(crate) async fn send(
             Err(Refusal::Unavailable("Kafka does not take the command; asking again is harmless".into()))
         }
     }
+}
+
+/// What is on its way to be read does not count yet: it may pass the bounds, and is passed over there.
+async fn refuse_beyond_bounds(api: &Api, command: &RetryCommand) -> Result<(), Refusal> {
+    let client = api.pool.get().await?;
+    let full = mark_bounds::full_for(&client, command).await?;
+    full.map_or(Ok(()), |full| Err(Refusal::TooMany(full.to_string())))
 }
 
 fn filter(tenant: TenantId, subscription: SubscriptionId, event_id: Option<String>) -> PendingFilter {

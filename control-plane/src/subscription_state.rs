@@ -7,7 +7,7 @@ use crate::{
     changed::Changed,
     error::Refusal,
     extract::{Ids, OptionalBody, Timestamp},
-    openapi::Problems,
+    openapi::{ProblemDocument, Problems},
     pending_retries,
     routes::Api,
     secrets::{MAX_OVERLAP, NewSecret, rotated},
@@ -52,7 +52,7 @@ pub(crate) async fn pause_subscription(
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/subscriptions/{id}/resume", tag = "subscriptions",
     params(("tenant" = Uuid, Path), ("id" = Uuid, Path)),
-    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), Problems)
+    responses((status = 200, description = "Changed, and on the config topic", body = Changed<SubscriptionView>), (status = 202, description = "Stored, and not on the config topic yet", body = Changed<SubscriptionView>), (status = 429, description = "Resumed, and its backlog was not asked for: so many commands to pending retries are kept already", body = ProblemDocument, content_type = "application/problem+json"), Problems)
 )]
 pub(crate) async fn resume_subscription(
     State(api): State<Api>,

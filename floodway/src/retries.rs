@@ -12,7 +12,10 @@ use floodway_schemas::{
     ids::{RetryCommandId, SubscriptionId, TenantId},
     retry_command::{RETRY_COMMAND_VERSION, RetryAction, RetryCommand, RetryScope},
 };
-use floodway_store::pending_retries::{self, MAX_COUNTED, PendingDelivery, PendingFilter, ShardStats};
+use floodway_store::{
+    mark_bounds,
+    pending_retries::{self, MAX_COUNTED, PendingDelivery, PendingFilter, ShardStats},
+};
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 use uuid::Uuid;
@@ -212,6 +215,8 @@ async fn give(settings: &Settings, action: RetryAction, change: Change) -> Resul
         return Err(Error::Failed("--event-id is nothing that an event could have".to_owned()));
     }
     let kafka = settings.kafka()?;
+    let command = RetryCommandId(Uuid::now_v7());
+    let record = RetryCommand { v: RETRY_COMMAND_VERSION, command, action, tenant, scope, at: clock::now() };
     if dry_run || !yes {
         let filter = PendingFilter { tenant: Some(tenant), subscription, event_id };
         let (count, is_all) = match id {
@@ -232,8 +237,7 @@ async fn give(settings: &Settings, action: RetryAction, change: Change) -> Resul
         }
         confirm(action, &count)?;
     }
-    let command = RetryCommandId(Uuid::now_v7());
-    let record = RetryCommand { v: RETRY_COMMAND_VERSION, command, action, tenant, scope, at: clock::now() };
+    refuse_beyond_bounds(settings, &record).await?;
     let commands = RetryCommands::new(&kafka).map_err(Error::settings)?;
     let partitions = commands.send(&record).await.map_err(|error| {
         Error::Unavailable(format!("Kafka does not take the command, try again: {error}"))
@@ -245,6 +249,15 @@ async fn give(settings: &Settings, action: RetryAction, change: Change) -> Resul
         return print_json(&json!({ "command_id": command, "action": action, "shards": partitions }));
     }
     print(&format!("command {command} ({}) was given to {partitions} shards\n", action.as_str()))
+}
+
+/// A command that its readers would pass over is not given. Without the database nobody knows, and Kafka takes it all the same.
+async fn refuse_beyond_bounds(settings: &Settings, command: &RetryCommand) -> Result<(), Error> {
+    let full = async {
+        let client = settings.database_pool("floodway-retries", 1).ok()?.get().await.ok()?;
+        mark_bounds::full_for(&client, command).await.ok()?
+    };
+    full.await.map_or(Ok(()), |full| Err(Error::Failed(full.to_string())))
 }
 
 /// Asks on the terminal; without one, `--yes` has to be given.

@@ -1,6 +1,7 @@
 //! Outcomes on their way into one transaction, and what becomes of their rows there.
 
 use crate::{
+    admission::Admission,
     clamp::{self, Limits},
     publish::Acks,
     read::{Count, Entry, Letter, Poison},
@@ -11,7 +12,6 @@ use floodway_store::{
     dead_letters::NewDeadLetter,
     deliveries::{CountDelta, NewDelivery},
     retry::{NewRetry, Position},
-    retry_marks::Mark,
 };
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub(crate) struct Batch {
     /// Commands to pending retries among the records.
     pub(crate) commands: Vec<Commanded>,
     /// What became of them, in the last try to store the batch.
-    pub(crate) marks: Vec<Mark>,
+    pub(crate) admission: Admission,
     /// Records that cannot be used, for one line in the log.
     pub(crate) poison: Vec<(i64, Poison)>,
     records: usize,
@@ -66,7 +66,7 @@ impl Batch {
             entries: Vec::new(),
             letters: Letters::Unsent(None),
             commands: Vec::new(),
-            marks: Vec::new(),
+            admission: Admission::default(),
             poison: Vec::new(),
             records: 0,
             bytes: 0,

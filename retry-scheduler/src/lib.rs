@@ -4,9 +4,10 @@
 //! In reading order: `members` learns which shards are this process's; `shard` is the life of one, with the protocol and
 //! what happens at each crash point; `takeover` begins it; `read` decides what an outcome becomes; `clamp` when a retry
 //! is due; `pending` what is in memory and what is in the table;
-//! `leases` what becomes of deliveries in doubt; `marks` what commands mean for pending retries, and `recalls` how those are brought
-//! back before their time; `maintain` keeps the partitions.
+//! `leases` what becomes of deliveries in doubt; `admission` which commands to pending retries are kept, `marks` what they mean for those,
+//! and `recalls` how those are brought back before their time; `maintain` keeps the partitions.
 
+mod admission;
 mod ahead;
 mod batch;
 mod circuit;

@@ -13,6 +13,7 @@ use crate::subject::Subject;
 use floodway_schemas::retry_command::{RetryAction, RetryCommand};
 use floodway_store::{
     DbInstant,
+    mark_bounds::Kept,
     retry::{PendingRetry, Position},
     retry_marks::Mark,
 };
@@ -21,9 +22,6 @@ use std::{
     time::Duration,
 };
 use uuid::Uuid;
-
-/// Marks of a shard, about 300 bytes each. Commands beyond it are refused: what is meant for many deliveries names their subscription.
-const MAX_MARKS: usize = 20_000;
 
 /// For how long after a `now` for a whole subscription its deferrals are short. A dispatcher that has not heard of its resumption goes
 /// on deferring its deliveries by up to an hour, and what it defers follows the command in the log.
@@ -40,18 +38,30 @@ pub(crate) enum Verdict {
     Gone,
 }
 
-/// The marks of one shard.
+/// The marks of one shard, filed by what they are about: a row looks at those of its own, however many there are of others.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     by_id: BTreeMap<i64, Mark>,
     commands: HashSet<Uuid>,
+    /// How many each tenant has; `of_all` does not count.
+    of_tenants: HashMap<Uuid, Kept>,
     of_rows: HashMap<i64, Vec<i64>>,
-    of_subscriptions: HashMap<Uuid, Vec<i64>>,
-    of_events: HashMap<String, Vec<i64>>,
+    of_subscriptions: HashMap<Uuid, OfSubscription>,
+    /// By tenant: of an event whatever the subscription.
+    of_events: HashMap<Uuid, HashMap<String, Vec<i64>>>,
     /// Whose `done` is not stored.
     unsaved: BTreeSet<i64>,
     /// The end of the last subscription's resumption.
     resumed_until: Option<DbInstant>,
+}
+
+/// The marks of one subscription.
+#[derive(Debug, Default)]
+struct OfSubscription {
+    /// About all of it.
+    whole: Vec<i64>,
+    /// About one of its events.
+    events: HashMap<String, Vec<i64>>,
 }
 
 /// Whether a mark covers the row with this id.
@@ -89,13 +99,22 @@ impl Marks {
 
     /// A command was stored.
     pub(crate) fn add(&mut self, mark: Mark) {
-        let file = match (mark.retry_id, mark.subscription, &mark.event_id) {
+        let file = match (mark.retry_id, mark.subscription, mark.event_id.clone()) {
             (Some(row), _, _) => self.of_rows.entry(row).or_default(),
-            (None, Some(subscription), _) => self.of_subscriptions.entry(subscription).or_default(),
-            (None, None, Some(event)) => self.of_events.entry(event.clone()).or_default(),
+            (None, Some(subscription), None) => {
+                &mut self.of_subscriptions.entry(subscription).or_default().whole
+            }
+            (None, Some(subscription), Some(event)) => {
+                self.of_subscriptions.entry(subscription).or_default().events.entry(event).or_default()
+            }
+            (None, None, Some(event)) => {
+                self.of_events.entry(mark.tenant).or_default().entry(event).or_default()
+            }
             (None, None, None) => return,
         };
         file.push(mark.id);
+        let is_narrow = mark.event_id.is_some() || mark.retry_id.is_some();
+        self.of_tenants.entry(mark.tenant).or_default().add(is_narrow);
         if is_whole_subscription(&mark) {
             self.resumed_until = self.resumed_until.max(Some(mark.recorded_at.plus(RESUMED_WITHIN)));
         }
@@ -108,9 +127,15 @@ impl Marks {
         self.commands.contains(&command)
     }
 
-    /// How many more commands are taken.
-    pub(crate) fn room(&self) -> usize {
-        MAX_MARKS.saturating_sub(self.by_id.len())
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// How many there are, as a tenant sees it.
+    pub(crate) fn kept(&self, tenant: Uuid) -> Kept {
+        let of_tenant = self.of_tenants.get(&tenant).copied().unwrap_or_default();
+        Kept { of_all: self.by_id.len(), ..of_tenant }
     }
 
     /// A mark.
@@ -137,14 +162,9 @@ impl Marks {
         if subject.is_lease {
             return Verdict::Fires;
         }
-        let filed = [
-            self.of_rows.get(&id),
-            self.of_subscriptions.get(&subject.subscription),
-            self.of_events.get(&*subject.event_id),
-        ];
-        let covering = filed.into_iter().flatten().flatten().filter_map(|mark| self.by_id.get(mark));
         let (tenant, subscription) = (subject.tenant, subject.subscription);
-        let covering = covering.filter(|mark| covers(mark, id, tenant, subscription, &subject.event_id));
+        let covering =
+            self.filed(id, subject).filter(|mark| covers(mark, id, tenant, subscription, &subject.event_id));
         let mut verdict = Verdict::Fires;
         for mark in covering {
             match mark.action {
@@ -154,6 +174,18 @@ impl Marks {
             }
         }
         verdict
+    }
+
+    /// Those that may cover a row.
+    fn filed(&self, id: i64, subject: &Subject<'_>) -> impl Iterator<Item = &Mark> {
+        let of_subscription = self.of_subscriptions.get(&subject.subscription);
+        let files = [
+            self.of_rows.get(&id),
+            of_subscription.map(|marks| &marks.whole),
+            of_subscription.and_then(|marks| marks.events.get(&*subject.event_id)),
+            self.of_events.get(&subject.tenant).and_then(|events| events.get(&*subject.event_id)),
+        ];
+        files.into_iter().flatten().flatten().filter_map(|mark| self.by_id.get(mark))
     }
 
     /// Whether it is worth reading what the row is about.
@@ -212,7 +244,7 @@ impl Marks {
         if self.resumed_until.is_none_or(|until| until <= now) {
             return false;
         }
-        let filed = self.of_subscriptions.get(&subscription).into_iter().flatten();
+        let filed = self.of_subscriptions.get(&subscription).into_iter().flat_map(|marks| &marks.whole);
         filed.filter_map(|id| self.by_id.get(id)).any(resumes)
     }
 }
@@ -293,6 +325,27 @@ mod tests {
             let marks = Marks::new(vec![now_for(10, 2), cancel.clone()]);
             assert_eq!(marks.verdict(&row(4, 1, 2, "e", false)), Verdict::Cancelled(cancel.command));
         }
+    }
+
+    #[test]
+    fn a_row_looks_at_marks_about_its_own_event_and_not_at_those_about_others() {
+        let of_event = |id: i64, subscription, event: i64| Mark {
+            action: RetryAction::Cancel,
+            subscription,
+            event_id: Some(event.to_string()),
+            ..now_for(id, 0)
+        };
+        let some = (100..2_000).map(|n| of_event(n, (n % 2 == 0).then_some(id_of(2)), n));
+        let marks = Marks::new(some.chain([now_for(2_000, 2)]).collect());
+        for (event, looked_at) in [("500", 2), ("501", 2), ("e", 1)] {
+            let row = row(4, 1, 2, event, false);
+            let subject = Subject::of(&row.record).unwrap();
+            assert_eq!(marks.filed(4, &subject).count(), looked_at, "{event}");
+            let is_cancelled = matches!(marks.verdict(&row), Verdict::Cancelled(_));
+            assert_eq!(is_cancelled, looked_at == 2);
+        }
+        assert_eq!(marks.kept(id_of(1)), Kept { of_all: 1_901, of_tenant: 1_901, narrow: 1_900 });
+        assert_eq!(marks.kept(id_of(9)), Kept { of_all: 1_901, ..Kept::default() });
     }
 
     #[test]

@@ -4,7 +4,7 @@
     reason = "this is the one place where the retry scheduler's metrics are made"
 )]
 
-use crate::read::Poison;
+use crate::{admission::PassedOver, read::Poison};
 use floodway_schemas::{
     outcome::{DeadReason, OutcomeKind},
     retry_command::RetryAction,
@@ -48,7 +48,7 @@ pub(crate) struct Metrics {
     pub(crate) reader_stalls: Counter,
     leases: [Counter; 2],
     commands: [Counter; 2],
-    pub(crate) commands_passed_over: Counter,
+    commands_passed_over: [Counter; PassedOver::ALL.len()],
     pub(crate) recalled: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) partitions_missing: Counter,
@@ -88,7 +88,9 @@ impl Metrics {
             leases: ["void", "fired"].map(|end| counter!("floodway_retry_leases_total", "end" => end)),
             commands: ["now", "cancel"]
                 .map(|action| counter!("floodway_retry_commands_total", "action" => action)),
-            commands_passed_over: counter!("floodway_retry_commands_passed_over_total"),
+            commands_passed_over: PassedOver::ALL.map(
+                |reason| counter!("floodway_retry_commands_passed_over_total", "reason" => reason.as_str()),
+            ),
             recalled: counter!("floodway_retry_recalled_total"),
             cancelled: counter!("floodway_retry_cancelled_total"),
             reader_stalls: counter!("floodway_retry_reader_stalls_total"),
@@ -131,6 +133,13 @@ impl Metrics {
     /// Counts a command to pending retries.
     pub(crate) fn command(&self, action: RetryAction) {
         self.commands[usize::from(action == RetryAction::Cancel)].increment(1);
+    }
+
+    /// Counts commands to pending retries that were passed over.
+    pub(crate) fn commands_passed_over(&self, reason: PassedOver, n: u64) {
+        if let Some(index) = PassedOver::ALL.iter().position(|known| *known == reason) {
+            self.commands_passed_over[index].increment(n);
+        }
     }
 
     /// Counts an occasion on which records may have been lost.
@@ -185,7 +194,8 @@ fn describe() {
     );
     describe_counter!(
         "floodway_retry_commands_passed_over_total",
-        "Commands to pending retries passed over: written twice, or beyond what a shard keeps."
+        "Commands to pending retries passed over, by reason: known (written twice), or beyond what a shard keeps, of a tenant's small \
+         ones (narrow), of a tenant, or of all (shard)."
     );
     describe_counter!(
         "floodway_retry_recalled_total",

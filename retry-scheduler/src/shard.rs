@@ -36,6 +36,7 @@ use self::{
     early::{Early, Recalled},
 };
 use crate::{
+    admission,
     ahead::{Ahead, Seen, while_reading},
     batch::{self, Batch, Letters},
     circuit::{Circuit, Turn},
@@ -581,8 +582,9 @@ impl<'s> Owner<'s> {
                 let transaction = retry::begin(&mut client, shard, epoch, first.from, first.to).await?;
                 *clock = DbClock::new(transaction.db_now, Instant::now());
                 let floor = floor.max(transaction.cursor);
-                let mut new = Self::new_marks(&first.commands, marks, transaction.db_now);
-                Self::shorten_deferrals(first, marks, transaction.db_now, &new);
+                let mut admission = admission::admit(&first.commands, marks, transaction.db_now);
+                let new = &mut admission.marks;
+                Self::shorten_deferrals(first, marks, transaction.db_now, new);
                 batch::place(&mut first.entries, transaction.db_now, floor, shared.settings.limits());
                 let rows = batch::rows(&first.entries);
                 transaction.add_retries(shard, &rows.retries).await?;
@@ -595,7 +597,7 @@ impl<'s> Owner<'s> {
                         .for_each(|mark| mark.until = last_due.map_or(mark.until, |due| due.max(mark.until)));
                     transaction.add_marks(shard, &new.iter().collect::<Vec<_>>()).await?;
                 }
-                first.marks = new;
+                first.admission = admission;
                 *commit_sent = true;
                 transaction.commit().await
             })
@@ -638,7 +640,7 @@ impl<'s> Owner<'s> {
                 self.pending.stored(pending, position);
             }
         }
-        self.marks_are_stored(first.commands.len(), first.marks);
+        self.commands_are_stored(first.admission);
     }
 
     fn wait_for_partition(&mut self, now: Instant) {

@@ -15,6 +15,7 @@ pub mod deliveries;
 pub mod delivery_indexes;
 pub mod error;
 pub mod instant;
+pub mod mark_bounds;
 pub mod migrate;
 pub mod missing_indexes;
 pub mod outbox;

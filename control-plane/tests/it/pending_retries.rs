@@ -102,6 +102,43 @@ async fn pending_retries_are_listed_soonest_first_in_pages_without_those_that_we
 }
 
 #[tokio::test]
+async fn who_gave_too_many_small_commands_is_told_so_and_can_still_name_a_subscription() {
+    let world = World::start().await;
+    let (tenant, other) = (world.tenant().await, world.tenant().await);
+    let (mine, others) = (world.subscription(&tenant).await, world.subscription(&other).await);
+    let marks = |now: DbInstant| {
+        let many = (0..1_500).map(|id| Mark {
+            id,
+            until: now.plus(HOUR),
+            recorded_at: now,
+            command: Uuid::now_v7(),
+            action: RetryAction::Now,
+            tenant: tenant.parse().unwrap(),
+            subscription: None,
+            event_id: Some(id.to_string()),
+            retry_id: None,
+            done: -1,
+        });
+        // One of them is told twice, for its progress.
+        let last = Mark { done: 700, ..many.clone().next_back().unwrap() };
+        many.chain([last]).collect()
+    };
+    store(&world, &tenant, &mine, 1, marks).await;
+    let path =
+        |tenant, subscription| format!("/v1/tenants/{tenant}/subscriptions/{subscription}/retries/cancel");
+    let (of_event, of_one) = (r#"{"event_id":"e-1"}"#, r#"{"id":"0-7"}"#);
+    let refused = world.plane.post(&path(&tenant, &mine), of_event).await;
+    refused.is_problem(429, "name a whole subscription");
+    assert_eq!(refused.text("type"), "urn:floodway:problem:too-many");
+    assert!(commands(&world).await.is_empty(), "nothing is written");
+    // The shard of this one keeps none of them.
+    assert_eq!(world.plane.post(&path(&tenant, &mine), of_one).await.status, 202);
+    assert_eq!(world.plane.post(&path(&tenant, &mine), "{}").await.status, 202);
+    assert_eq!(world.plane.post(&path(&other, &others), of_event).await.status, 202);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn commands_go_to_every_partition_or_to_the_retrys_own_and_resuming_is_one() {
     let world = World::start().await;
     let tenant = world.tenant().await;

@@ -9,9 +9,10 @@ use super::{
     early::{Early, Recalled},
 };
 use crate::{
-    batch::{Batch, Commanded},
+    admission::{Admission, PassedOver},
+    batch::Batch,
     dependency::Reporter,
-    marks::{self, Marks, Verdict},
+    marks::{Marks, Verdict},
     recalls::Share,
     subject::{CANCELLED, Subject},
 };
@@ -23,7 +24,7 @@ use floodway_store::{
     retry_marks::{self, Mark},
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -53,14 +54,6 @@ pub(super) struct Cancelled {
 impl Owner<'_> {
     // ---- Storing commands
 
-    /// What the commands of a batch become: those that are new, as far as there is room.
-    pub(super) fn new_marks(commands: &[Commanded], marks: &Marks, now: DbInstant) -> Vec<Mark> {
-        let mut seen = HashSet::new();
-        let mut is_new = |id: Uuid| !marks.knows(id) && seen.insert(id);
-        let new = commands.iter().filter(|given| is_new(given.command.command.0)).take(marks.room());
-        new.map(|given| marks::mark(given.id, &given.command, now)).collect()
-    }
-
     /// Cuts the deferrals of subscriptions that were just resumed: who wrote them had not heard of it.
     pub(super) fn shorten_deferrals(batch: &mut Batch, marks: &Marks, now: DbInstant, new: &[Mark]) {
         for entry in &mut batch.entries {
@@ -74,19 +67,11 @@ impl Owner<'_> {
         }
     }
 
-    /// The marks of a batch with so many commands are stored.
-    pub(super) fn marks_are_stored(&mut self, commands: usize, new: Vec<Mark>) {
-        let passed_over = commands - new.len();
-        if passed_over > 0 {
-            self.shared.metrics.commands_passed_over.increment(passed_over as u64);
-            tracing::warn!(
-                shard = self.shard,
-                n = passed_over,
-                room = self.marks.room(),
-                "commands to pending retries passed over: written twice, or there are too many"
-            );
-        }
-        for mark in new {
+    /// The commands of a batch are stored.
+    pub(super) fn commands_are_stored(&mut self, admission: Admission) {
+        let Admission { marks, passed_over } = admission;
+        self.tell_passed_over(&passed_over);
+        for mark in marks {
             self.shared.metrics.command(mark.action);
             tracing::info!(
                 shard = self.shard,
@@ -99,6 +84,24 @@ impl Owner<'_> {
                 self.recalls.begin(mark.id);
             }
             self.marks.add(mark);
+        }
+    }
+
+    /// One line for each reason: commands may come by the thousand.
+    fn tell_passed_over(&self, passed_over: &[(Uuid, PassedOver)]) {
+        for reason in PassedOver::ALL {
+            let mut tenants = passed_over.iter().filter(|(_, why)| *why == reason).map(|(tenant, _)| *tenant);
+            let Some(tenant) = tenants.next() else { continue };
+            let n = 1 + tenants.count();
+            self.shared.metrics.commands_passed_over(reason, n as u64);
+            tracing::warn!(
+                shard = self.shard,
+                %tenant,
+                n,
+                reason = reason.as_str(),
+                "{n} commands to pending retries passed over, the first of them tenant {tenant}'s: {}",
+                reason.told()
+            );
         }
     }
 
