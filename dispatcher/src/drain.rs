@@ -133,7 +133,6 @@ impl Drain {
             return;
         }
         let (topic, partition) = (self.consumer.context().topic_name(), self.partition.id());
-        // A broker that does not answer says nothing about the client.
         let bounds = self.consumer.fetch_watermarks(topic, partition, LOOK_TIMEOUT).ok();
         let finding = self.watch.look(bounds.map(|(_, end)| end), Instant::now());
         let from = self.watch.next();
@@ -154,6 +153,18 @@ impl Drain {
                 tracing::error!(topic, partition, from, "the client does not fetch a partition: built anew");
                 self.broken.store(true, Ordering::Release);
             }
+            Finding::Blind if self.intake.witness.contradicts(self.watch.blindness()) => {
+                self.stalls.increment(1);
+                tracing::error!(
+                    topic,
+                    partition,
+                    from,
+                    "the client finds no broker, and others do: built anew"
+                );
+                self.broken.store(true, Ordering::Release);
+            }
+            // Kafka is away, or was a moment ago.
+            Finding::Blind => {}
         }
     }
 

@@ -13,7 +13,11 @@ use crate::{
     repeats::Repeats,
     route::Router,
 };
-use floodway_runtime::kafka::{KafkaSettings, REQUEST_TIMEOUT};
+use floodway_runtime::{
+    kafka::{KafkaSettings, REQUEST_TIMEOUT},
+    stall::Blindness,
+    witness::Witness,
+};
 use floodway_schemas::topic::Topic;
 use rdkafka::{
     consumer::{BaseConsumer, Consumer},
@@ -42,11 +46,10 @@ const DUE_REPEAT_WINDOW: Duration = Duration::from_secs(15 * 60);
 const DUE_REPEAT_KEYS: usize = 16_384;
 /// Pause before a consumer is built anew.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// So long a consumer may find no broker while others in this process do, before it is built anew: librdkafka 2.12 was seen not to connect
-/// again, for minutes, after a broker had been away.
-const LOST_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause between two looks whether Kafka is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// So often a consumer is asked for although nothing speaks against it: one that has lost its brokers may report no error.
+const REGULAR_PROBE: Duration = Duration::from_secs(30);
 
 /// What an intake is made of.
 pub(crate) struct Intake {
@@ -62,6 +65,8 @@ pub(crate) struct Intake {
     pub(crate) life: Arc<Life>,
     /// Where the state of Kafka is reported.
     pub(crate) health: Arc<KafkaHealth>,
+    /// Asked when a consumer finds no broker.
+    pub(crate) witness: Arc<Witness>,
     /// Most records that a partition's tracker holds.
     pub(crate) max_window: usize,
     /// How long a repeated event is taken for a repeat.
@@ -126,8 +131,9 @@ impl Intake {
     fn poll(&self, consumer: &Arc<BaseConsumer<Owner>>) -> KafkaResult<()> {
         let owner = consumer.context();
         let mut committed_at = Instant::now();
-        let mut probed_at = Instant::now();
-        let mut lost = Lost::default();
+        let mut looked_at = Instant::now();
+        let mut probed_at = looked_at;
+        let mut blindness = Blindness::default();
         loop {
             match self.life.phase() {
                 Phase::Running | Phase::Draining => {}
@@ -149,51 +155,43 @@ impl Intake {
                 committed_at = Instant::now();
                 owner.commit_regularly(consumer);
             }
-            if probed_at.elapsed() >= PROBE_PAUSE {
-                probed_at = Instant::now();
-                let answered = self.probe(consumer);
-                if lost.is_lost(answered, self.router.is_config_current(), probed_at) {
-                    return Err(KafkaError::Subscription("it finds no broker, and others do".to_owned()));
+            if looked_at.elapsed() >= PROBE_PAUSE {
+                looked_at = Instant::now();
+                if self.is_in_doubt(&blindness, probed_at) {
+                    self.probe(consumer, &mut blindness)?;
+                    probed_at = Instant::now();
                 }
             }
         }
     }
 
-    /// Looks whether Kafka is there, when there is a reason to doubt it: whether a broker answers this consumer.
-    fn probe(&self, consumer: &BaseConsumer<Owner>) -> Option<bool> {
+    /// Whether there is a reason to ask whether Kafka is there, and it would tell something new.
+    fn is_in_doubt(&self, blindness: &Blindness, probed_at: Instant) -> bool {
         if self.router.is_stalled() {
             self.health.down("Kafka does not take outcomes: no event is taken until it does");
-            return None;
+        } else if self.health.is_suspect() {
+            return true;
         }
-        if !self.health.is_suspect() {
-            return None;
-        }
-        let answer = consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT);
-        match &answer {
-            Ok(_) => self.health.up(),
+        blindness.is_blind() || probed_at.elapsed() >= REGULAR_PROBE
+    }
+
+    /// Looks whether a broker answers this consumer. An error when none has for long, and Kafka is there: then it takes another consumer.
+    /// While nobody is answered, the consumer's progress is worth more than a new connection.
+    fn probe(&self, consumer: &BaseConsumer<Owner>, blindness: &mut Blindness) -> KafkaResult<()> {
+        match consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT) {
+            Ok(_) => {
+                blindness.answered();
+                if !self.router.is_stalled() {
+                    self.health.up();
+                }
+                return Ok(());
+            }
             Err(error) => self.health.down(format!("no broker answers: {error}")),
         }
-        Some(answer.is_ok())
-    }
-}
-
-/// Since when a consumer has found no broker while others did. Pure: time is an argument.
-#[derive(Debug, Default)]
-struct Lost(Option<Instant>);
-
-impl Lost {
-    /// Takes in whether a broker answered the consumer, if it was asked, and whether others are answered; returns whether the consumer is to
-    /// be built anew. While nobody is answered, its progress is worth more than a new connection.
-    fn is_lost(&mut self, answered: Option<bool>, are_others: bool, now: Instant) -> bool {
-        match answered {
-            None => return false,
-            Some(false) if are_others => {}
-            Some(_) => {
-                self.0 = None;
-                return false;
-            }
+        if blindness.unanswered(Instant::now()) && self.witness.contradicts(blindness) {
+            return Err(KafkaError::Subscription("it finds no broker, and others do".to_owned()));
         }
-        now.saturating_duration_since(*self.0.get_or_insert(now)) >= LOST_PATIENCE
+        Ok(())
     }
 }
 
@@ -218,18 +216,6 @@ mod tests {
         producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
-
-    #[test]
-    fn a_consumer_is_lost_when_it_alone_finds_no_broker_for_long() {
-        let (mut lost, start) = (Lost::default(), Instant::now());
-        let at = |second| start + Duration::from_secs(second);
-        // Nobody does.
-        assert!(!lost.is_lost(Some(false), false, at(0)) && !lost.is_lost(Some(false), false, at(100)));
-        assert!(!lost.is_lost(Some(false), true, at(101)) && !lost.is_lost(None, true, at(140)));
-        assert!(!lost.is_lost(Some(true), true, at(120)));
-        assert!(!lost.is_lost(Some(false), true, at(121)) && !lost.is_lost(Some(false), true, at(150)));
-        assert!(lost.is_lost(Some(false), true, at(151)));
-    }
 
     /// How long the test waits for anything.
     const DEADLINE: Duration = Duration::from_secs(60);

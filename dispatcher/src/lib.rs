@@ -72,6 +72,7 @@ use floodway_runtime::{
     config_feed::ConfigFeed,
     kafka::KafkaError,
     topics::{self, TopicsError},
+    witness::Witness,
 };
 use floodway_schemas::topic::Topic;
 use intake::Intake;
@@ -200,6 +201,7 @@ impl Dispatcher {
     }
 
     fn start_intakes(&self, parts: &Parts) -> Result<Vec<JoinHandle<()>>, Error> {
+        let witness = Arc::new(Witness::new(&self.context.kafka));
         let start = |(topic, group)| {
             let intake = Intake {
                 topic,
@@ -208,6 +210,7 @@ impl Dispatcher {
                 router: Arc::clone(&parts.router),
                 life: Arc::clone(&parts.life),
                 health: Arc::clone(&self.health),
+                witness: Arc::clone(&witness),
                 max_window: self.settings.tracker_window,
                 repeat_window: self.settings.repeat_window,
                 repeat_ids: self.settings.repeat_ids,

@@ -49,6 +49,7 @@ use floodway_runtime::{
     Context,
     backoff::Backoff,
     topics::{self, TopicsError},
+    witness::Witness,
 };
 use floodway_schemas::topic::Topic;
 use floodway_store::{Pool, migrate::check_schema};
@@ -121,6 +122,7 @@ impl RetryScheduler {
         let Self { settings, context, pool, dependencies } = self;
         let shared = Arc::new(Shared {
             publisher: Publisher::new(&context.kafka)?,
+            witness: Witness::new(&context.kafka),
             kafka: context.kafka.clone(),
             pool,
             handle: Handle::current(),

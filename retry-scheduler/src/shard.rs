@@ -59,6 +59,7 @@ use floodway_runtime::{
     backoff::Backoff,
     kafka::KafkaSettings,
     stall::{Finding, StallWatch},
+    witness::Witness,
 };
 use floodway_store::{
     DbInstant, Pool,
@@ -103,11 +104,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 /// Why a shard starts over whose next record is gone.
 const OUT_OF_RANGE: &str = "its next offset left the log";
 
-/// So long a reader that yields nothing may not learn where the log ends before there is another one: librdkafka 2.12 was seen not to
-/// connect again, for minutes, after a broker had been away.
-const BLIND_PATIENCE: Duration = Duration::from_secs(30);
 /// Why a shard starts over that reads nothing and cannot ask.
-const BLIND: &str = "its reader has no connection to Kafka";
+const BLIND: &str = "its reader finds no broker, and others do";
 
 /// Why a shard starts over that waits for the producer in vain.
 const UNANSWERED: &str = "the producer does not say what became of its records";
@@ -119,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) handle: Handle,
     pub(crate) publisher: Publisher,
+    /// Asked when a client finds no broker.
+    pub(crate) witness: Witness,
     pub(crate) metrics: Metrics,
     pub(crate) kafka_health: Dependency,
     pub(crate) database_health: Dependency,
@@ -271,8 +271,6 @@ struct Owner<'s> {
     intake: Intake,
     /// Whether the reader still reads.
     stall: StallWatch,
-    /// Since when the reader, of which nothing came, cannot tell where the log ends.
-    blind_since: Option<Instant>,
     /// Whether the last look at the log found nothing more.
     caught_up: bool,
     /// Whether the place to read from left the log, as reading ahead found.
@@ -328,7 +326,6 @@ impl<'s> Owner<'s> {
                 Repeats::new(settings.repeats, settings.repeats_window),
             ),
             stall: StallWatch::new(row.next_offset, Instant::now()),
-            blind_since: None,
             caught_up: false,
             left_log: false,
             closed: VecDeque::new(),
@@ -425,7 +422,6 @@ impl<'s> Owner<'s> {
                 Polled::Record(record) => {
                     now = Instant::now();
                     self.caught_up = false;
-                    self.blind_since = None;
                     let next = record.offset().saturating_add(1);
                     self.stall.read(record.offset());
                     self.intake.take(&self.shared.metrics, &record, now);
@@ -453,14 +449,7 @@ impl<'s> Owner<'s> {
             return Ok(());
         }
         let end = self.reader.end().ok();
-        let now = Instant::now();
-        self.blind_since = if end.is_some() { None } else { self.blind_since.or(Some(now)) };
-        if self.blind_since.is_some_and(|since| now.saturating_duration_since(since) >= BLIND_PATIENCE) {
-            self.shared.metrics.reader_stalls.increment(1);
-            return Err(Trouble::StartOver(BLIND));
-        }
-        // A broker that does not answer says nothing about the reader otherwise.
-        match self.stall.look(end, now) {
+        match self.stall.look(end, Instant::now()) {
             Finding::ReadsOn => Ok(()),
             Finding::Stopped => {
                 let from = self.stall.next();
@@ -473,6 +462,12 @@ impl<'s> Owner<'s> {
                 self.shared.metrics.reader_stalls.increment(1);
                 Err(Trouble::StartOver("its reader stopped although the log goes on"))
             }
+            Finding::Blind if self.shared.witness.contradicts(self.stall.blindness()) => {
+                self.shared.metrics.reader_stalls.increment(1);
+                Err(Trouble::StartOver(BLIND))
+            }
+            // Kafka is away, or was a moment ago.
+            Finding::Blind => Ok(()),
         }
     }
 

@@ -5,11 +5,13 @@
 //!
 //! The feed says how old what it knows may be. The client reports the end of the partition once each time it gets there, so
 //! silence may mean that nothing changed or that nothing arrives: the feed asks for the end every second and compares. A client
-//! that stopped fetching is told from one that has nothing more ([`crate::stall`]), and fetches again from where it is.
+//! that stopped fetching is told from one that has nothing more ([`crate::stall`]), and fetches again from where it is; one that finds no
+//! broker any more although others do is replaced.
 
 use crate::{
     kafka::{KafkaError, KafkaSettings},
-    stall::{Finding, StallWatch},
+    stall::{Blindness, Finding, StallWatch},
+    witness::Witness,
 };
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use rdkafka::{
@@ -86,31 +88,23 @@ impl ConfigFeed {
         shutdown: CancellationToken,
         mut apply: impl FnMut(ConfigChange, i64) + Send + 'static,
     ) -> Result<Self, KafkaError> {
-        let consumer: BaseConsumer<FeedContext> = kafka
-            .reader()
-            // The client asks for a group's name even where none is joined.
-            .set("group.id", kafka.group("config-feed"))
-            .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", FETCH_WAIT_MS)
-            .set("auto.offset.reset", "earliest")
-            .create_with_context(FeedContext)?;
-        let topic = kafka.topic(Topic::Config);
-        let mut partitions = TopicPartitionList::new();
-        partitions.add_partition_offset(&topic, 0, Offset::Beginning)?;
-        consumer.assign(&partitions)?;
+        let consumer = reader(kafka, None)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
         let skipped = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&skipped);
         let mut position = Position {
             consumer,
-            topic,
+            kafka: kafka.clone(),
+            topic: kafka.topic(Topic::Config),
             next: None,
             quiet_to: None,
             at_end: false,
             probed: None,
             current: current_tx,
             stall: StallWatch::new(0, Instant::now()),
+            blindness: Blindness::default(),
+            witness: Witness::new(kafka),
         };
         let thread = std::thread::Builder::new().name("config-feed".to_owned()).spawn(move || {
             let mut checked_at = Instant::now();
@@ -128,6 +122,7 @@ impl ConfigFeed {
                         position.next = Some(record.offset() + 1);
                         position.at_end = false;
                         position.stall.read(record.offset());
+                        position.blindness.answered();
                     }
                     Some(Err(ClientError::PartitionEOF(_))) => {
                         position.reached_end();
@@ -179,9 +174,27 @@ impl ConfigFeed {
     }
 }
 
+/// A client that reads the topic from `next` on, or from its beginning.
+fn reader(kafka: &KafkaSettings, next: Option<i64>) -> Result<BaseConsumer<FeedContext>, ClientError> {
+    let consumer: BaseConsumer<FeedContext> = kafka
+        .reader()
+        // The client asks for a group's name even where none is joined.
+        .set("group.id", kafka.group("config-feed"))
+        .set("enable.partition.eof", "true")
+        .set("fetch.wait.max.ms", FETCH_WAIT_MS)
+        .set("auto.offset.reset", "earliest")
+        .create_with_context(FeedContext)?;
+    let mut partitions = TopicPartitionList::new();
+    let from = next.map_or(Offset::Beginning, Offset::Offset);
+    partitions.add_partition_offset(&kafka.topic(Topic::Config), 0, from)?;
+    consumer.assign(&partitions)?;
+    Ok(consumer)
+}
+
 /// Where the feed is on the topic.
 struct Position {
     consumer: BaseConsumer<FeedContext>,
+    kafka: KafkaSettings,
     topic: String,
     /// One more than the offset of the last record applied.
     next: Option<i64>,
@@ -194,6 +207,9 @@ struct Position {
     current: watch::Sender<Option<Instant>>,
     /// Whether the client still fetches.
     stall: StallWatch,
+    /// Since when no broker answers the client.
+    blindness: Blindness,
+    witness: Witness,
 }
 
 impl Position {
@@ -203,13 +219,20 @@ impl Position {
         // Offsets up to the end that was probed hold no records: compaction or a transaction's marker took them.
         self.quiet_to = self.quiet_to.max(self.probed.take());
         self.stall.reached_end();
+        self.blindness.answered();
         self.current.send_replace(Some(Instant::now()));
     }
 
     /// Compares the position with the topic's end.
     fn check(&mut self) {
         let asked = Instant::now();
-        let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else { return };
+        let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else {
+            if self.blindness.unanswered(Instant::now()) && self.witness.contradicts(&mut self.blindness) {
+                self.read_anew();
+            }
+            return;
+        };
+        self.blindness.answered();
         let next = self.next.unwrap_or(low);
         if self.quiet_to.map_or(next, |quiet_to| quiet_to.max(next)) >= high {
             self.current.send_replace(Some(asked));
@@ -226,7 +249,8 @@ impl Position {
     /// Neither a record nor the end came for a while although there is more: fetches again if the client has stopped.
     fn look(&mut self, next: i64, high: i64, now: Instant) {
         let fetched = match self.stall.look(Some(high), now) {
-            Finding::ReadsOn => return,
+            // Blindness is no finding of a look that was answered.
+            Finding::ReadsOn | Finding::Blind => return,
             Finding::Stopped => self.consumer.seek(&self.topic, 0, Offset::Offset(next), Duration::ZERO),
             Finding::StoppedForGood => {
                 let mut partitions = TopicPartitionList::new();
@@ -237,5 +261,23 @@ impl Position {
         };
         self.probed = Some(high);
         tracing::warn!(next, high, ?fetched, "the config feed had stopped and fetches again");
+    }
+
+    /// The client finds no broker, and others do: another one takes its place. The old one ends before it is asked again.
+    fn read_anew(&mut self) {
+        match reader(&self.kafka, self.next) {
+            Ok(consumer) => {
+                tracing::warn!(
+                    next = self.next,
+                    "the config feed found no broker, and others did: it reads with a new client"
+                );
+                self.consumer = consumer;
+            }
+            // Tried again at the next look.
+            Err(error) => tracing::error!(%error, "no new client for the config feed"),
+        }
+        self.blindness.replaced();
+        self.stall = StallWatch::new(self.next.unwrap_or(0), Instant::now());
+        (self.at_end, self.probed) = (false, None);
     }
 }

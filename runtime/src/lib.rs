@@ -20,6 +20,7 @@ pub mod tally;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod topics;
+pub mod witness;
 
 use floodway_schemas::seal::SealingKeys;
 use std::sync::Arc;

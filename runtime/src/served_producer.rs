@@ -8,7 +8,7 @@ use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
     error::{KafkaError, KafkaResult},
-    producer::{BaseProducer, ProducerContext},
+    producer::{BaseProducer, Producer, ProducerContext},
 };
 use std::{
     ops::Deref,
@@ -24,6 +24,11 @@ use std::{
 const POLL_WAIT: Duration = Duration::from_millis(100);
 /// What a poll begins later than its deadline was set, and what a timer of the kernel is late: the rest is then below zero.
 const POLL_SLACK: Duration = Duration::from_micros(80);
+
+/// Time for a producer that is no longer used to report what it held.
+const RETIRE_FLUSH: Duration = Duration::from_secs(1);
+/// How often one is looked at, until the last user has let go of it.
+const RETIRE_WAIT: Duration = Duration::from_millis(10);
 
 /// A [`BaseProducer`] that is polled by its own thread until it is dropped.
 pub struct ServedProducer<C: ProducerContext + 'static> {
@@ -52,6 +57,19 @@ impl<C: ProducerContext + 'static> FromClientConfigAndContext<C> for ServedProdu
     }
 }
 
+impl<C: ProducerContext + 'static> ServedProducer<C> {
+    /// Ends a producer that another one has replaced: what it holds is acknowledged now, or reported as failed. Blocks, until all who were
+    /// just giving it records have let go of it; so it is dropped here, for dropping waits for its thread.
+    pub fn retire(producer: Arc<Self>) {
+        if let Err(error) = producer.flush(RETIRE_FLUSH) {
+            tracing::warn!(%error, "what the replaced producer held is given up");
+        }
+        while Arc::strong_count(&producer) > 1 {
+            thread::sleep(RETIRE_WAIT);
+        }
+    }
+}
+
 impl<C: ProducerContext + 'static> Deref for ServedProducer<C> {
     type Target = BaseProducer<C>;
 
@@ -63,6 +81,7 @@ impl<C: ProducerContext + 'static> Deref for ServedProducer<C> {
 impl<C: ProducerContext + 'static> Drop for ServedProducer<C> {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
+        // The last reference to the client is dropped after this: it reports what it still held as failed.
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that serves delivery reports panicked");
         }

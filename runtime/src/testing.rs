@@ -1,4 +1,8 @@
-//! For integration tests: topics of their own on the real broker.
+//! For integration tests: topics of their own on the real broker, and a way to it that can be disturbed.
+
+mod relay;
+
+pub use relay::KafkaRelay;
 
 use crate::{
     Context,
@@ -36,6 +40,20 @@ impl TestTopics {
             panic!("test topics: {error}");
         }
         Self { kafka }
+    }
+
+    /// The same topics by a way that can be disturbed.
+    ///
+    /// # Panics
+    /// When the broker's address is not one of IPv4 with a port, or no port is free.
+    pub fn relayed(&self) -> (KafkaRelay, KafkaSettings) {
+        match KafkaRelay::start(&self.kafka.brokers) {
+            Ok(relay) => {
+                let kafka = KafkaSettings { brokers: relay.brokers(), ..self.kafka.clone() };
+                (relay, kafka)
+            }
+            Err(error) => panic!("a relay to {}: {error}", self.kafka.brokers),
+        }
     }
 
     /// A role's context on these topics, with a health and a shutdown token of its own.

@@ -3,4 +3,5 @@
 #![allow(missing_docs)]
 
 mod config_feed;
+mod lost_brokers;
 mod topics;
