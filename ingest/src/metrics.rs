@@ -209,7 +209,10 @@ fn describe() {
         "floodway_ingest_queue_full_total",
         "Events refused because a queue was full, by queue"
     );
-    describe_counter!("floodway_ingest_producer_rebuilds_total", "Producers replaced after a fatal error");
+    describe_counter!(
+        "floodway_ingest_producer_rebuilds_total",
+        "Producers replaced: after a fatal error, or because they did not find Kafka although others did"
+    );
     describe_gauge!("floodway_ingest_connections", "Open connections");
     describe_counter!(
         "floodway_ingest_connections_refused_total",

@@ -33,16 +33,12 @@ use std::{
     },
     time::Duration,
 };
+use thiserror::Error;
 use tokio::time::Instant;
 
 /// What a queued record costs besides its key and value, in bytes: the client's message and its header.
 const BOOKKEEPING_BYTES: usize = 256;
 const _: () = assert!(36 + 1 + MAX_TEXT_ID_BYTES + BOOKKEEPING_BYTES <= RECORD_OVERHEAD_BYTES);
-/// Time for a producer with a fatal error to report what it held.
-const RETIRE_FLUSH: Duration = Duration::from_secs(1);
-/// How often a retiring producer is looked at, until the last request has let go of it.
-const RETIRE_WAIT: Duration = Duration::from_millis(10);
-
 type EventProducer = ServedProducer<Reports>;
 
 /// Publishes events. Shared by all workers.
@@ -58,6 +54,18 @@ pub(crate) struct Publisher {
     away: AtomicBool,
     tally: Arc<Tally>,
     metrics: Arc<Metrics>,
+}
+
+/// Why the partitions of the events topic are not known; told to operators.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(crate) enum NoPartitions {
+    /// Kafka is away, or this client does not find it.
+    #[error("no broker answers: {0}")]
+    Unanswered(ClientError),
+    #[error("topic {0} does not exist")]
+    NoTopic(String),
+    #[error("no partition of {0} has a leader")]
+    NoLeader(String),
 }
 
 /// Delivery reports so far; their growth tells whether Kafka takes events.
@@ -129,21 +137,21 @@ impl Publisher {
         })
     }
 
-    /// Asks Kafka for the events topic and its number of partitions; blocks. `Err` has the reason for operators.
-    pub(crate) fn probe(&self, patience: Duration) -> Result<i32, String> {
+    /// Asks Kafka for the events topic and its number of partitions; blocks.
+    pub(crate) fn probe(&self, patience: Duration) -> Result<i32, NoPartitions> {
         let metadata = self
             .live
             .load_full()
             .client()
             .fetch_metadata(Some(&self.topic), patience)
-            .map_err(|error| format!("no broker answers: {error}"))?;
+            .map_err(NoPartitions::Unanswered)?;
         let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
         let partitions = topic.map_or(&[][..], |topic| topic.partitions());
         if partitions.is_empty() {
-            return Err(format!("topic {} does not exist", self.topic));
+            return Err(NoPartitions::NoTopic(self.topic.clone()));
         }
         if partitions.iter().all(|partition| partition.leader() < 0) {
-            return Err(format!("no partition of {} has a leader", self.topic));
+            return Err(NoPartitions::NoLeader(self.topic.clone()));
         }
         Ok(i32::try_from(partitions.len()).unwrap_or(i32::MAX))
     }
@@ -177,14 +185,24 @@ impl Publisher {
         self.partitions.load().as_ref().map_or(0, |partitions| partitions.waiting_bytes())
     }
 
+    /// Whether records wait for their acknowledgement.
+    pub(crate) fn waits(&self) -> bool {
+        self.live.load_full().in_flight_count() > 0
+    }
+
     /// Replaces the producer after a fatal error, which it never recovers from; blocks.
     pub(crate) fn replace_if_dead(&self) {
         let Some((code, reason)) = self.live.load_full().client().fatal_error() else { return };
         tracing::error!(?code, %reason, "the producer failed for good and is replaced");
+        self.replace();
+    }
+
+    /// Puts a new producer in the place of the present one, whose requests get the answers that their events' reports make; blocks.
+    pub(crate) fn replace(&self) {
         match create(&self.config, &self.tally, &self.metrics) {
             Ok(producer) => {
                 self.metrics.producer_rebuilds.increment(1);
-                retire(self.live.swap(Arc::new(producer)));
+                EventProducer::retire(self.live.swap(Arc::new(producer)));
             }
             // Tried again at the next look; requests are refused meanwhile.
             Err(error) => tracing::error!(%error, "the producer could not be replaced"),
@@ -206,18 +224,6 @@ fn create(
 ) -> Result<EventProducer, KafkaError> {
     let (tally, metrics) = (Arc::clone(tally), Arc::clone(metrics));
     Ok(config.create_with_context(Reports { tally, metrics })?)
-}
-
-/// Lets a replaced producer report what it held. It is dropped here and not by a request that still uses it, because
-/// dropping waits for its thread.
-fn retire(producer: Arc<EventProducer>) {
-    if let Err(error) = producer.flush(RETIRE_FLUSH) {
-        tracing::warn!(%error, "the replaced producer kept events without a report");
-    }
-    // Requests hold it only while they enqueue.
-    while Arc::strong_count(&producer) > 1 {
-        std::thread::sleep(RETIRE_WAIT);
-    }
 }
 
 /// One request's events on their way to the producer.
@@ -451,12 +457,31 @@ mod tests {
         assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replaced_producer_leaves_no_request_without_an_answer_and_no_room_taken() {
+        let (cluster, publisher) = mocked(AMPLE);
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
+        cluster.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+        let mut publication = publisher.begin(2).unwrap();
+        (0..2).for_each(|index| publication.send(index, KEY, &[b'x'; 10]));
+        let (completion, deadline) = publication.finish();
+        assert!(publisher.waits());
+        tokio::task::block_in_place(|| publisher.replace());
+        completion.wait(deadline).await;
+        // Long before the deadline: whether the broker has them, nobody knows.
+        assert!(Instant::now() < deadline);
+        assert_eq!(completion.fates(), [Fate::Unknown; 2]);
+        assert_eq!((publisher.waiting_bytes(), publisher.waits()), (0, false));
+        cluster.broker_round_trip_time(1, Duration::ZERO).unwrap();
+        assert_eq!(fates(&publisher, &[vec![b'x'; 10]]).await, [Fate::Delivered]);
+    }
+
     #[test]
     fn without_a_known_topic_nothing_is_tried() {
         let kafka = KafkaSettings { brokers: NOWHERE.to_owned(), ..KafkaSettings::default() };
         let publisher = Publisher::new(&kafka, &settings(), None, Arc::new(Metrics::new())).unwrap();
         assert_eq!(publisher.check_reachable(), Err(Refusal::KafkaAway));
-        assert!(publisher.probe(Duration::from_millis(200)).unwrap_err().starts_with("no broker answers"));
+        assert!(matches!(publisher.probe(Duration::from_millis(200)), Err(NoPartitions::Unanswered(_))));
     }
 
     #[test]

@@ -2,9 +2,16 @@
 //!
 //! Kafka is up while a broker answers for the events topic, the topics are right, and deliveries do not only fail. Readiness follows; the
 //! process never ends because of it, and recovers without help.
+//!
+//! A producer that gets no acknowledgement for long, or finds no broker, while Kafka answers others, is replaced: it would not find Kafka
+//! again ([`floodway_runtime::stall`]).
 
-use crate::{error::Error, publish::Publisher, topics::TopicsVerdict};
-use floodway_runtime::{health::Component, kafka::KafkaSettings};
+use crate::{
+    error::Error,
+    publish::{NoPartitions, Publisher},
+    topics::TopicsVerdict,
+};
+use floodway_runtime::{health::Component, kafka::KafkaSettings, stall::AckWatch, witness::Witness};
 use std::{
     sync::{
         Arc,
@@ -67,6 +74,8 @@ struct Watch {
     failed: u64,
     last_failure: Option<Instant>,
     down_since: Option<Instant>,
+    acks: AckWatch,
+    witness: Witness,
 }
 
 impl Watch {
@@ -77,7 +86,19 @@ impl Watch {
         health: Component,
     ) -> Self {
         let (acknowledged, failed, last_failure, down_since) = (0, 0, None, None);
-        Self { kafka, publisher, topics, health, acknowledged, failed, last_failure, down_since }
+        let (acks, witness) = (AckWatch::default(), Witness::new(&kafka));
+        Self {
+            kafka,
+            publisher,
+            topics,
+            health,
+            acknowledged,
+            failed,
+            last_failure,
+            down_since,
+            acks,
+            witness,
+        }
     }
 
     fn run(mut self, stop: &AtomicBool) {
@@ -91,7 +112,9 @@ impl Watch {
 
     fn look(&mut self) {
         let deliveries = self.judge_deliveries();
-        match self.probe().and(deliveries) {
+        let partitions = self.publisher.probe(PROBE_PATIENCE);
+        self.replace_if_lost(matches!(partitions, Err(NoPartitions::Unanswered(_))));
+        match self.judge_topics(partitions).and(deliveries) {
             Ok(()) => {
                 self.down_since = None;
                 self.health.up();
@@ -105,11 +128,23 @@ impl Watch {
     }
 
     /// Requests are let in once the number of partitions is known, and so not before the topics are right.
-    fn probe(&self) -> Result<(), String> {
-        let partitions = self.publisher.probe(PROBE_PATIENCE).map_err(|reason| self.explain(reason))?;
+    fn judge_topics(&self, partitions: Result<i32, NoPartitions>) -> Result<(), String> {
+        let partitions = partitions.map_err(|reason| self.explain(reason.to_string()))?;
         self.topics.get()?;
         self.publisher.set_partitions(partitions);
         Ok(())
+    }
+
+    /// Replaces a producer of which nothing is heard while Kafka answers others.
+    fn replace_if_lost(&mut self, is_unanswered: bool) {
+        let waits = is_unanswered || self.publisher.waits();
+        if self.acks.look(self.acknowledged, self.failed, waits, Instant::now())
+            && self.witness.contradicts(self.acks.blindness())
+        {
+            tracing::error!("the producer gets no answer, and others do: it is replaced");
+            self.publisher.replace();
+            self.acks.replaced(self.publisher.tally().failed.load(Ordering::Relaxed));
+        }
     }
 
     /// A request that timed out does not know why no broker answered.
