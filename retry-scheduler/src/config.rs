@@ -31,9 +31,9 @@ pub struct Settings {
     pub heap_bytes: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__PAGE_ROWS`: retries read from the database at once; default 5,000.
     pub page_rows: u32,
-    /// `FLOODWAY_RETRY_SCHEDULER__FIRE_ROWS`: retries produced before their acknowledgements are awaited; default 1,000.
+    /// `FLOODWAY_RETRY_SCHEDULER__FIRE_ROWS`: retries produced before their acknowledgements are awaited; default 5,000.
     pub fire_rows: usize,
-    /// `FLOODWAY_RETRY_SCHEDULER__FIRE_BYTES`: their bytes; default 4 MiB.
+    /// `FLOODWAY_RETRY_SCHEDULER__FIRE_BYTES`: their bytes; default 8 MiB.
     pub fire_bytes: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__RECALL_RATE`: retries that commands bring back before their time, a second and shard; default
     /// 1,000. It bounds what an endpoint gets at once after its subscription is resumed.
@@ -97,8 +97,8 @@ impl Default for Settings {
             heap_rows: 100_000,
             heap_bytes: 64 << 20,
             page_rows: 5_000,
-            fire_rows: 1_000,
-            fire_bytes: 4 << 20,
+            fire_rows: 5_000,
+            fire_bytes: 8 << 20,
             recall_rate: 1_000,
             max_delay: 30 * DAY,
             clock_tolerance: Duration::from_secs(5),

@@ -280,7 +280,7 @@ impl World {
         let now = owner.clock.now(self.instant());
         if owner.pending.has_room() && owner.pending.loaded().due < now.plus(HORIZON) {
             let until = now.plus(HORIZON);
-            let after = (Bound::Excluded(owner.pending.loaded()), Bound::Unbounded);
+            let after = (Bound::Excluded(owner.pending.ask()), Bound::Unbounded);
             let rows = self.database.table.range(after).filter(|position| position.due < until).take(limit);
             owner.pending.load(rows.map(|position| row(*position)).collect(), until);
         }

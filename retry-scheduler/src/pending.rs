@@ -30,6 +30,8 @@ pub(crate) struct Pending {
     waiting: BTreeMap<Position, PendingRetry>,
     bytes: usize,
     loaded: Position,
+    /// Where the page begins that is on its way, as long as nothing was stored that it may lack.
+    asked: Option<Position>,
     /// First and last of the rows taken and not yet settled.
     taken: Option<(Position, Position)>,
     /// The furthest place that a row was taken from.
@@ -46,6 +48,7 @@ impl Pending {
             waiting: BTreeMap::new(),
             bytes: 0,
             loaded: cursor,
+            asked: None,
             taken: None,
             furthest_taken: cursor,
             cursor,
@@ -88,11 +91,23 @@ impl Pending {
         if position <= self.loaded {
             self.insert(row());
             self.forget_latest();
+        } else {
+            self.asked = None;
         }
     }
 
-    /// The rows that follow `loaded` in the table, in order; none if there are none before `until`.
+    /// Begins a page: the place that its rows follow, in the table as it is now.
+    pub(crate) fn ask(&mut self) -> Position {
+        self.asked = Some(self.loaded);
+        self.loaded
+    }
+
+    /// The rows that follow the place asked for, in order; none if there are none before `until`. A page that the memory has moved on
+    /// from, or that may lack a row stored since, is passed over: it is to be asked for again.
     pub(crate) fn load(&mut self, rows: Vec<PendingRetry>, until: DbInstant) {
+        if self.asked.take() != Some(self.loaded) {
+            return;
+        }
         let loaded = match rows.last() {
             Some(last) => last.position,
             None => Position::end_of(DbInstant(until.0.saturating_sub(1))),
@@ -199,6 +214,11 @@ mod tests {
         PendingRetry { position, record_key: String::new(), record: vec![0; 8] }
     }
 
+    fn load(pending: &mut Pending, rows: Vec<PendingRetry>, until: i64) {
+        pending.ask();
+        pending.load(rows, DbInstant(until));
+    }
+
     fn pending(cursor: Position) -> Pending {
         Pending::new(cursor, Bounds { rows: 3, bytes: 10_000 })
     }
@@ -206,7 +226,7 @@ mod tests {
     #[test]
     fn rows_beyond_what_is_loaded_stay_in_the_table() {
         let mut pending = pending(at(0, 0));
-        pending.load(Vec::new(), DbInstant(100));
+        load(&mut pending, Vec::new(), 100);
         pending.stored(|| row(at(99, 7)), at(99, 7));
         pending.stored(|| row(at(100, 8)), at(100, 8));
         assert_eq!((pending.len(), pending.next_due()), (1, Some(DbInstant(99))));
@@ -215,7 +235,7 @@ mod tests {
     #[test]
     fn a_full_memory_forgets_the_latest_and_remembers_that_it_did() {
         let mut pending = pending(at(0, 0));
-        pending.load((1..=5).map(|due| row(at(due, 9))).collect(), DbInstant(100));
+        load(&mut pending, (1..=5).map(|due| row(at(due, 9))).collect(), 100);
         assert_eq!((pending.len(), pending.loaded()), (3, at(4, 8)));
         // Nothing after the boundary counts as done, whatever happens to the rows before it.
         pending.take_due(DbInstant(50), 10, 10_000);
@@ -226,7 +246,7 @@ mod tests {
     #[test]
     fn the_cursor_waits_for_the_first_row_that_is_not_acknowledged() {
         let mut pending = pending(at(0, 0));
-        pending.load(vec![row(at(1, 1)), row(at(2, 2)), row(at(3, 3))], DbInstant(100));
+        load(&mut pending, vec![row(at(1, 1)), row(at(2, 2)), row(at(3, 3))], 100);
         let taken = pending.take_due(DbInstant(3), 10, 10_000);
         assert_eq!(pending.watermark(DbInstant(3)), at(1, 0));
         pending.settle(vec![taken[1].clone()]);
@@ -239,9 +259,18 @@ mod tests {
     #[test]
     fn the_cursor_of_an_idle_shard_follows_the_clock() {
         let mut pending = pending(at(0, 0));
-        pending.load(Vec::new(), DbInstant(100));
+        load(&mut pending, Vec::new(), 100);
         assert_eq!(pending.watermark(DbInstant(50)), Position::end_of(DbInstant(50)));
         assert_eq!(pending.watermark(DbInstant(500)), Position::end_of(DbInstant(99)));
+    }
+
+    #[test]
+    fn a_page_that_may_lack_a_row_is_passed_over() {
+        let mut pending = pending(at(0, 0));
+        pending.ask();
+        pending.stored(|| row(at(7, 1)), at(7, 1));
+        pending.load(vec![row(at(8, 2))], DbInstant(100));
+        assert_eq!((pending.len(), pending.loaded()), (0, at(0, 0)));
     }
 
     /// The table, the server's clock and the acknowledgements, as they would be without any cleverness.
@@ -252,14 +281,18 @@ mod tests {
         cursor: Option<Position>,
         acknowledged: BTreeSet<Position>,
         next_id: i64,
+        /// A page on its way, and until when it reaches.
+        page: Option<(Vec<PendingRetry>, i64)>,
     }
 
     #[derive(Debug, Clone)]
     enum Step {
         /// Stores a batch of rows with these delays.
         Store(Vec<i64>),
-        /// Loads a page of at most so many rows.
-        Load(usize),
+        /// Asks for a page of at most so many rows.
+        Ask(usize),
+        /// The page arrives.
+        Load,
         /// Takes due rows; those whose bit is set fail.
         Fire(u32),
         /// Stores the cursor.
@@ -273,7 +306,8 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             4 => proptest::collection::vec(-500_000i64..4_000_000, 1..6).prop_map(Step::Store),
-            3 => (1usize..5).prop_map(Step::Load),
+            3 => (1usize..5).prop_map(Step::Ask),
+            3 => Just(Step::Load),
             4 => any::<u32>().prop_map(Step::Fire),
             3 => Just(Step::MoveCursor),
             4 => (0i64..1_500_000).prop_map(Step::Clock),
@@ -300,7 +334,12 @@ mod tests {
                         pending.stored(|| row(position), position);
                     }
                 }
-                Step::Load(limit) => self.load(pending, *limit),
+                Step::Ask(limit) => self.ask(pending, *limit),
+                Step::Load => {
+                    if let Some((rows, until)) = self.page.take() {
+                        pending.load(rows, DbInstant(until));
+                    }
+                }
                 Step::Fire(failing) => {
                     let taken = pending.take_due(DbInstant(self.db_now), 4, 10_000);
                     let (failed, done): (Vec<_>, Vec<_>) =
@@ -317,17 +356,20 @@ mod tests {
                     pending.cursor_moved(cursor);
                 }
                 Step::Clock(by) => self.db_now = (self.db_now + by).max(0),
-                Step::TakeOver => *pending = Pending::new(self.cursor(), pending.bounds),
+                Step::TakeOver => {
+                    self.page = None;
+                    *pending = Pending::new(self.cursor(), pending.bounds);
+                }
             }
         }
 
-        fn load(&self, pending: &mut Pending, limit: usize) {
+        fn ask(&mut self, pending: &mut Pending, limit: usize) {
             let until = self.db_now + 2_000_000;
-            if pending.has_room() && pending.loaded().due.0 < until {
-                let after = (std::ops::Bound::Excluded(pending.loaded()), std::ops::Bound::Unbounded);
+            if self.page.is_none() && pending.has_room() && pending.loaded().due.0 < until {
+                let after = (std::ops::Bound::Excluded(pending.ask()), std::ops::Bound::Unbounded);
                 let page =
                     self.table.range(after).filter(|row| row.due.0 < until).take(limit).map(|p| row(*p));
-                pending.load(page.collect(), DbInstant(until));
+                self.page = Some((page.collect(), until));
             }
         }
 
@@ -335,7 +377,8 @@ mod tests {
         fn finish(&mut self, pending: &mut Pending) {
             self.db_now += Duration::from_secs(3600).as_micros() as i64;
             for _ in 0..4 * self.table.len() + 8 {
-                self.load(pending, 5);
+                self.ask(pending, 5);
+                self.apply(pending, &Step::Load);
                 self.apply(pending, &Step::Fire(0));
                 self.apply(pending, &Step::MoveCursor);
             }

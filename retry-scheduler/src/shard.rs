@@ -9,7 +9,7 @@
 //! 3. **Fire.** Rows that are due are produced to `due`, to the partition of the shard's number. Their `retry_key` is
 //!    (shard, offset of the outcome), so a retry that is produced twice is recognised.
 //! 4. **Move the cursor** past what was acknowledged; on an idle shard, past the time in which nothing was due.
-//! 5. **Extend the horizon**: read the rows that fall due next into memory.
+//! 5. **Extend the horizon**: read the rows that fall due next into memory, a page while the one before is produced.
 //!
 //! Commands to pending retries come by the same log, and what they leave is stored with its position and with the cursor: see
 //! [`commands`].
@@ -30,10 +30,12 @@
 
 mod commands;
 mod early;
+mod horizon;
 
 use self::{
     commands::{Cancelled, RECALL_INTERVAL},
     early::{Early, Recalled},
+    horizon::{PAGE_BYTES, Page},
 };
 use crate::{
     admission,
@@ -93,9 +95,6 @@ const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Longest wait for the database's answer. Its own limits are shorter, so this passes only if they do not work.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Bytes of records read from the database at once.
-const PAGE_BYTES: i64 = 8 << 20;
 
 /// Waits between tries while a dependency is away.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -177,13 +176,15 @@ pub(crate) fn call<T, E: From<floodway_store::Error>>(
     let limited = async {
         match tokio::time::timeout(DATABASE_TIMEOUT, work).await {
             Ok(result) => result,
-            Err(_) => {
-                let text = format!("no answer within {} s", DATABASE_TIMEOUT.as_secs());
-                Err(floodway_store::Error::Unavailable(text).into())
-            }
+            Err(_) => Err(no_answer().into()),
         }
     };
     shared.handle.block_on(limited)
+}
+
+/// What stands for an answer that does not come.
+fn no_answer() -> floodway_store::Error {
+    floodway_store::Error::Unavailable(format!("no answer within {} s", DATABASE_TIMEOUT.as_secs()))
 }
 
 /// The life of a shard's thread.
@@ -282,6 +283,8 @@ struct Owner<'s> {
     /// Earliest time for another try of the first closed batch.
     commit_after: Option<Instant>,
     pending: Pending,
+    /// The rows that follow, on their way from the table.
+    page: Option<Page>,
     firing: Option<Firing>,
     fire_after: Option<Instant>,
     /// The offset from which nothing is read again; `None` when it was reached.
@@ -332,6 +335,7 @@ impl<'s> Owner<'s> {
             commit_sent: false,
             commit_after: None,
             pending: Pending::new(row.cursor, settings.bounds()),
+            page: None,
             firing: None,
             fire_after: replays.then(|| at + REPLAY_PATIENCE),
             replayed_at: replays.then_some(row.next_offset),
@@ -495,6 +499,9 @@ impl<'s> Owner<'s> {
         if self.recalls.is_ready() || self.recalled.is_some() {
             wake = wake.min(now + RECALL_INTERVAL);
         }
+        if self.page.is_some() {
+            wake = wake.min(now + ACK_INTERVAL);
+        }
         if self.wants_page(now) || self.recalls.wants_page() {
             wake = now;
         }
@@ -513,6 +520,7 @@ impl<'s> Owner<'s> {
         }
         while self.commit_after.is_none_or(|after| after <= now) && self.publish_letters(now) {
             self.commit_after = None;
+            self.finish_page()?;
             match self.store_first() {
                 Ok(()) => self.first_is_stored(),
                 Err(WriteError::MissingPartition) => self.wait_for_partition(now),
@@ -819,31 +827,6 @@ impl<'s> Owner<'s> {
         self.closed.front().map_or(self.intake.open.from, |first| first.from)
     }
 
-    // ---- Horizon
-
-    fn wants_page(&self, now: Instant) -> bool {
-        let horizon = self.shared.settings.horizon;
-        // A quarter early, so that a page is not asked for at every turn.
-        self.pending.has_room() && self.pending.loaded().due < self.clock.now(now).plus(horizon - horizon / 4)
-    }
-
-    /// Reads the rows that fall due next, a page at a time.
-    fn extend_horizon(&mut self) -> Result<(), Trouble> {
-        let now = Instant::now();
-        if !self.wants_page(now) {
-            return Ok(());
-        }
-        let until = self.clock.now(now).plus(self.shared.settings.horizon);
-        let after = self.pending.loaded();
-        let (shared, shard) = (self.shared, self.shard);
-        let rows = call(shared, async {
-            let client = shared.pool.get().await?;
-            retry::page(&client, shard, after, until, i64::from(shared.settings.page_rows), PAGE_BYTES).await
-        })?;
-        self.pending.load(rows, until);
-        Ok(())
-    }
-
     fn report(&self) {
         self.metrics.heap_rows.set(self.pending.len() as f64);
         let age = self.clock.now(Instant::now()).since(self.pending.cursor().due);
@@ -855,6 +838,7 @@ impl<'s> Owner<'s> {
     /// The database failed: waits until it answers, then compares its row with what this owner believes. A commit
     /// whose answer was lost is found out here.
     fn reconcile(&mut self, error: floodway_store::Error) -> Result<(), Trouble> {
+        self.page = None;
         let circuit = &self.shared.circuit;
         self.shared.database_health.down(Reporter::Shard(self.shard), error.to_string());
         if error.is_unavailable() {

@@ -13,6 +13,8 @@ use crate::{
     pool::{Client, LIMITS, TRANSACTION_TIMEOUT},
 };
 use deadpool_postgres::Transaction;
+use futures_util::TryStreamExt;
+use std::pin::pin;
 use thiserror::Error as ThisError;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
@@ -225,8 +227,8 @@ pub async fn skip_to(
 /// records but at least one row.
 ///
 /// The bounds are values, not a join with the shard's row, and the statement is planned anew each time: only then
-/// are partitions pruned while planning, and their locks not taken. The inner columns are read without fetching
-/// `rec` from its side table, so rows that do not fit cost next to nothing.
+/// are partitions pruned while planning, and their locks not taken. How many rows fit is found out first, without
+/// fetching `rec` from its side table and without carrying it along: measuring the rows on their way took a third of a page's time.
 pub async fn page(
     client: &tokio_postgres::Client,
     shard: i32,
@@ -237,17 +239,21 @@ pub async fn page(
 ) -> Result<Vec<PendingRetry>, Error> {
     let sql = "-- retry_page
         SELECT due_at, id, record_key, rec FROM (
-            SELECT due_at, id, record_key, rec,
-                   sum(octet_length(rec)) OVER (ORDER BY due_at, id ROWS UNBOUNDED PRECEDING) AS bytes,
-                   row_number() OVER (ORDER BY due_at, id) AS place
-            FROM (
-                SELECT due_at, id, record_key, rec FROM retry
-                WHERE shard = $1 AND due_at >= $2 AND (due_at, id) > ($2, $3) AND due_at < $4
-                ORDER BY due_at, id LIMIT $5
-            ) AS candidates
-        ) AS measured
-        WHERE bytes <= $6 OR place = 1
-        ORDER BY due_at, id";
+            SELECT due_at, id, record_key, rec FROM retry
+            WHERE shard = $1 AND due_at >= $2 AND (due_at, id) > ($2, $3) AND due_at < $4
+            ORDER BY due_at, id LIMIT $5
+        ) AS candidates
+        ORDER BY due_at, id
+        LIMIT (
+            SELECT greatest(count(*), 1) FROM (
+                SELECT sum(octet_length(rec)) OVER (ORDER BY due_at, id ROWS UNBOUNDED PRECEDING) AS bytes FROM (
+                    SELECT due_at, id, rec FROM retry
+                    WHERE shard = $1 AND due_at >= $2 AND (due_at, id) > ($2, $3) AND due_at < $4
+                    ORDER BY due_at, id LIMIT $5
+                ) AS sized
+            ) AS measured
+            WHERE bytes <= $6
+        )";
     let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
         (&shard, Type::INT4),
         (&after.due, Type::TIMESTAMPTZ),
@@ -256,8 +262,13 @@ pub async fn page(
         (&limit, Type::INT8),
         (&max_bytes, Type::INT8),
     ];
-    let rows = client.query_typed(sql, &parameters).await?;
-    rows.iter().map(pending_from_row).collect()
+    // A row at a time: what was received of it goes once it is decoded, so a page is not in memory twice.
+    let mut rows = pin!(client.query_typed_raw(sql, parameters).await?);
+    let mut page = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        page.push(pending_from_row(&row)?);
+    }
+    Ok(page)
 }
 
 /// A row of `due_at, id, record_key, record`.

@@ -229,7 +229,7 @@ mod tests {
         fn load(&mut self, limit: usize) {
             let until = self.now + 100;
             if self.pending.has_room() && self.pending.loaded().due.0 < until {
-                let after = self.pending.loaded();
+                let after = self.pending.ask();
                 let page = self.table.iter().filter(|place| **place > after && place.due.0 < until);
                 let page = page.take(limit).map(|place| row(*place)).collect();
                 self.pending.load(page, DbInstant(until));
