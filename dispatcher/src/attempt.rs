@@ -153,7 +153,7 @@ impl From<ExchangeError> for Failure {
             }
             ExchangeError::Ended | ExchangeError::Refused(_) => ErrorClass::Reset,
             ExchangeError::Http2(error) => http2_class(error),
-            ExchangeError::Invalid(_) => ErrorClass::Protocol,
+            ExchangeError::Invalid(_) | ExchangeError::Http1Required(_) => ErrorClass::Protocol,
         };
         Self::new(class, error.to_string())
     }
@@ -210,6 +210,10 @@ impl Request<'_> {
                 // Closed while it was not used: the endpoint has seen nothing of the request.
                 Err(ExchangeError::Unsent(_)) => lease.is_reused(),
                 Err(ExchangeError::Refused(_)) => true,
+                Err(ExchangeError::Http1Required(_)) => {
+                    lease.require_http1();
+                    true
+                }
                 _ => false,
             };
             if !may_repeat || repeats.next().is_none() {

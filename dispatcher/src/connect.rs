@@ -46,6 +46,17 @@ pub(crate) struct Connector {
     resolver: Resolver,
     offers_http2: bool,
     tls: TlsConnector,
+    /// The same without HTTP/2.
+    http1_tls: TlsConnector,
+}
+
+/// What an endpoint may choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// What the settings allow.
+    All,
+    /// HTTP/1.1.
+    Http1,
 }
 
 /// A connection, by the protocol that the endpoint has chosen.
@@ -155,12 +166,15 @@ impl Connector {
         let protocols = if settings.http2 { &[HTTP_2, HTTP_1_1][..] } else { &[HTTP_1_1] };
         tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         tls.resumption = Resumption::in_memory_sessions(RESUMED_SERVERS * TICKETS_PER_SERVER);
+        let mut http1_tls = tls.clone();
+        http1_tls.alpn_protocols = vec![HTTP_1_1.to_vec()];
         Ok(Self {
             opened: settings.allowed_networks.clone().into(),
             connect_timeout: settings.connect_timeout,
             resolver: Resolver::default(),
             offers_http2: settings.http2,
             tls: TlsConnector::from(Arc::new(tls)),
+            http1_tls: TlsConnector::from(Arc::new(http1_tls)),
         })
     }
 
@@ -174,10 +188,11 @@ impl Connector {
         &self,
         origin: &Origin,
         tenant: TenantId,
+        offer: Offer,
         dial: &mut Dial,
     ) -> Result<Established, ConnectError> {
         let timeout = self.connect_timeout * WHOLE_CONNECT;
-        let establishing = self.establish(origin, tenant, dial);
+        let establishing = self.establish(origin, tenant, offer, dial);
         tokio::time::timeout(timeout, establishing).await.map_err(|_| ConnectError::TimedOut(timeout))?
     }
 
@@ -185,6 +200,7 @@ impl Connector {
         &self,
         origin: &Origin,
         tenant: TenantId,
+        offer: Offer,
         dial: &mut Dial,
     ) -> Result<Established, ConnectError> {
         let began = Instant::now();
@@ -203,7 +219,11 @@ impl Connector {
         }
         let unusable = |error| ConnectError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error));
         let name = ServerName::try_from(origin.host.to_string()).map_err(unusable)?;
-        let stream = self.tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
+        let tls = match offer {
+            Offer::All => &self.tls,
+            Offer::Http1 => &self.http1_tls,
+        };
+        let stream = tls.connect(name, stream).await.map_err(ConnectError::Tls)?;
         dial.tls = Some(connected.elapsed());
         let stream = Box::new(stream);
         if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
@@ -283,7 +303,7 @@ mod tests {
     }
 
     async fn class(connector: &Connector, origin: &Origin) -> ErrorClass {
-        match connector.connect(origin, TenantId(uuid::Uuid::nil()), &mut Dial::default()).await {
+        match connector.connect(origin, TenantId(uuid::Uuid::nil()), Offer::All, &mut Dial::default()).await {
             Ok(_) => panic!("connected to {origin:?}"),
             Err(error) => error.class(),
         }
@@ -382,13 +402,14 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         let mut dial = Dial::default();
         let tenant = TenantId(uuid::Uuid::nil());
-        let Established::Http1(mut connection) = trusting.connect(&origin, tenant, &mut dial).await.unwrap()
+        let Established::Http1(mut connection) =
+            trusting.connect(&origin, tenant, Offer::All, &mut dial).await.unwrap()
         else {
             panic!("HTTP/2 was switched off");
         };
         assert!(dial.dns.is_some() && dial.connect.is_some() && dial.tls.is_some() && !dial.reused);
         assert_eq!(dial.address.map(|address| address.port()), Some(port));
-        let newer = newer.connect(&origin, tenant, &mut Dial::default()).await.unwrap();
+        let newer = newer.connect(&origin, tenant, Offer::All, &mut Dial::default()).await.unwrap();
         assert!(matches!(newer, Established::Http2(_)), "HTTP/2 is offered unless it is switched off");
         for _ in 0..2 {
             assert!(!connection.is_stale());

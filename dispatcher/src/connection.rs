@@ -83,6 +83,9 @@ pub(crate) enum ExchangeError {
     /// The endpoint said that it has not processed the request: it may be made on another connection.
     #[error("the request was refused: {0}")]
     Refused(#[source] h2::Error),
+    /// The endpoint said that it has not processed the request, for it takes such requests over HTTP/1.1 only.
+    #[error("the request was refused: {0}")]
+    Http1Required(#[source] h2::Error),
     /// A request over HTTP/2 failed.
     #[error(transparent)]
     Http2(h2::Error),

@@ -26,6 +26,7 @@ const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
 const FALLBACK_ATTEMPTS: &str = "floodway_dispatcher_fallback_attempts_total";
 const CONNECTIONS: &str = "floodway_dispatcher_connections";
+const HTTP1_REQUIRED: &str = "floodway_dispatcher_http1_required_total";
 const FILTERED: &str = "floodway_dispatcher_filtered_total";
 const BATCHES: &str = "floodway_dispatcher_batches_total";
 const BATCH_EVENTS: &str = "floodway_dispatcher_batch_events";
@@ -112,12 +113,14 @@ pub(crate) struct IntakeMetrics {
 pub(crate) struct PoolMetrics {
     /// Connections to endpoints, those that are being made included.
     pub(crate) connections: Gauge,
+    /// Servers that speak HTTP/2 and asked for HTTP/1.1.
+    pub(crate) http1_required: Counter,
 }
 
 impl PoolMetrics {
     /// Registers them.
     pub(crate) fn new() -> Self {
-        Self { connections: gauge!(CONNECTIONS) }
+        Self { connections: gauge!(CONNECTIONS), http1_required: counter!(HTTP1_REQUIRED) }
     }
 }
 
@@ -238,6 +241,10 @@ fn describe() {
         "Attempts at a fallback URL, while the subscription's own endpoint gets none"
     );
     describe_gauge!(CONNECTIONS, "Connections to endpoints, those that are being made included");
+    describe_counter!(
+        HTTP1_REQUIRED,
+        "Endpoints that chose HTTP/2 and then asked for HTTP/1.1, which they are spoken to in from then on"
+    );
     describe_counter!(
         FILTERED,
         "Events that a subscription's filter did not let pass, or could not decide about, by result"

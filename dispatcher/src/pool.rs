@@ -10,7 +10,7 @@
 //! connection if they can.
 
 use crate::{
-    connect::{ConnectError, Connector, Dial, Established},
+    connect::{ConnectError, Connector, Dial, Established, Offer},
     connection::{Answer, Connection, ExchangeError, Noted},
     metrics::PoolMetrics,
     session::{Opened, Session},
@@ -79,12 +79,23 @@ struct Host {
     open: usize,
     /// Of these being made, by whose request.
     connecting: Vec<TenantId>,
-    /// Whether it chose HTTP/1.1 when it was asked last.
-    speaks_http1: bool,
+    speaks: Speaks,
     /// Who waits for one of them, or for a place on another tenant's.
     waiting: VecDeque<oneshot::Sender<()>>,
     /// Who waits to see which protocol it speaks.
     curious: Vec<oneshot::Sender<()>>,
+}
+
+/// What is known of the protocol that a server chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Speaks {
+    /// Perhaps HTTP/2.
+    #[default]
+    Any,
+    /// HTTP/1.1 when it was asked last.
+    Http1,
+    /// It chose HTTP/2, and then asked for HTTP/1.1: it is not asked again.
+    Http1Only,
 }
 
 struct Idle {
@@ -328,13 +339,34 @@ impl Pool {
 
     /// Whether a connection that is being made may turn out to be for many requests.
     fn may_share(&self, origin: &Origin, host: &Host) -> bool {
-        origin.https && self.connector.offers_http2() && !host.speaks_http1
+        origin.https && self.connector.offers_http2() && host.speaks == Speaks::Any
+    }
+
+    /// What a server may choose from, as long as it is not forgotten.
+    fn offer(&self, origin: &Origin) -> Offer {
+        match self.lock().hosts.get(origin) {
+            Some(host) if host.speaks == Speaks::Http1Only => Offer::Http1,
+            _ => Offer::All,
+        }
     }
 
     /// Notes that the server chose HTTP/1.1.
     fn note_http1(&self, origin: &Origin) {
-        if let Some(host) = self.lock().hosts.get_mut(origin) {
-            host.speaks_http1 = true;
+        if let Some(host) = self.lock().hosts.get_mut(origin)
+            && host.speaks == Speaks::Any
+        {
+            host.speaks = Speaks::Http1;
+        }
+    }
+
+    /// Notes that the server asked for HTTP/1.1. Its connections of HTTP/2 get no further requests.
+    fn require_http1(&self, origin: &Origin) {
+        if let Some(host) = self.lock().hosts.get_mut(origin)
+            && host.speaks != Speaks::Http1Only
+        {
+            host.speaks = Speaks::Http1Only;
+            host.shared.iter_mut().for_each(Shared::retire);
+            self.metrics.http1_required.increment(1);
         }
     }
 
@@ -344,7 +376,9 @@ impl Pool {
         let mut state = self.lock();
         let State { hosts, open, idle } = &mut *state;
         let host = hosts.get_mut(origin)?;
-        host.speaks_http1 = false;
+        if host.speaks == Speaks::Http1 {
+            host.speaks = Speaks::Any;
+        }
         // Who waited for a connection of its own finds a place now.
         for waiting in host.waiting.drain(..) {
             let _ = waiting.send(());
@@ -366,7 +400,8 @@ impl Pool {
             tenant,
             requests: 1,
             waiting: VecDeque::new(),
-            is_retired: false,
+            // It was being made when the server asked for HTTP/1.1.
+            is_retired: host.speaks == Speaks::Http1Only,
             since: now,
             old_at: now + age(rand::random()),
         });
@@ -499,7 +534,8 @@ impl Lease<'_> {
         self.is_reused = false;
         *dial = Dial::default();
         let making = Making::new(self.pool, self.origin, tenant);
-        match self.pool.connector.connect(self.origin, tenant, dial).await? {
+        let offer = self.pool.offer(self.origin);
+        match self.pool.connector.connect(self.origin, tenant, offer, dial).await? {
             Established::Http1(connection) => {
                 self.pool.note_http1(self.origin);
                 self.held = Held::Own(connection);
@@ -529,6 +565,11 @@ impl Lease<'_> {
             }
             Held::Nothing => Ok(()),
         }
+    }
+
+    /// Has the server spoken to in HTTP/1.1 from now on, for it said that it takes nothing else.
+    pub(crate) fn require_http1(&self) {
+        self.pool.require_http1(self.origin);
     }
 
     /// Makes a request over the connection, see [`Connection::exchange`] and [`Session::exchange`].

@@ -171,7 +171,11 @@ impl Session {
         made.map_err(|fault| match fault {
             Fault::Invalid(invalid) => ExchangeError::Invalid(invalid),
             Fault::Http2(error) if noted.status.is_none() && is_refusal(&error) => {
-                ExchangeError::Refused(error)
+                if error.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
+                    ExchangeError::Http1Required(error)
+                } else {
+                    ExchangeError::Refused(error)
+                }
             }
             Fault::Http2(error) if error.is_io() && self.traffic.written() == before => {
                 ExchangeError::Unsent(error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()))
@@ -251,7 +255,8 @@ async fn final_response(mut response: ResponseFuture) -> Result<Response<h2::Rec
 
 /// Whether the endpoint says that it has not processed the request: it may be made again.
 fn is_refusal(error: &h2::Error) -> bool {
-    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+    let refuses = [Some(Reason::REFUSED_STREAM), Some(Reason::HTTP_1_1_REQUIRED)];
+    error.is_remote() && (error.is_go_away() || refuses.contains(&error.reason()))
 }
 
 /// Reads and writes the connection until it ends, or the endpoint gives no sign of life.

@@ -1,6 +1,12 @@
 //! A server that speaks HTTP/2 frame by frame, and so does what no library would.
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Empty;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use std::{
+    convert::Infallible,
     io,
     sync::{
         Arc,
@@ -30,6 +36,7 @@ pub(crate) const OK: &[u8] = &[0x88];
 /// An interim response's: 103.
 pub(crate) const EARLY_HINTS: &[u8] = &[0x08, 3, b'1', b'0', b'3'];
 pub(crate) const REFUSED: [u8; 4] = 7_u32.to_be_bytes();
+pub(crate) const HTTP_1_1_REQUIRED: [u8; 4] = 13_u32.to_be_bytes();
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;
 
@@ -130,11 +137,12 @@ impl Frames {
 pub(crate) struct FrameServer {
     port: u16,
     connections: Arc<AtomicUsize>,
+    http1_requests: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
 impl FrameServer {
-    /// Serves each connection as told, by its number from 0.
+    /// Serves each connection as told, by its number from 0. Those of HTTP/1.1 get 200 for everything.
     pub(crate) async fn start<S, W>(acceptor: TlsAcceptor, max_streams: Option<u32>, serve: S) -> Self
     where
         S: Fn(usize, Frames) -> W + Send + 'static,
@@ -144,26 +152,43 @@ impl FrameServer {
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
+        let http1_requests = Arc::new(AtomicUsize::new(0));
+        let requests = Arc::clone(&http1_requests);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut served = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
+                if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+                    let requests = Arc::clone(&requests);
+                    let answer = service_fn(move |_| {
+                        requests.fetch_add(1, Ordering::SeqCst);
+                        async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+                    });
+                    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                    served.spawn(async move { drop(serving.await) });
+                    continue;
+                }
                 let Ok(frames) = Frames::open(stream, max_streams).await else { continue };
                 // Its end is the other side's doing, or its own.
                 let serving = serve(count.fetch_add(1, Ordering::SeqCst), frames);
                 served.spawn(async move { drop(serving.await) });
             }
         });
-        Self { port, connections, _tasks: tasks }
+        Self { port, connections, http1_requests, _tasks: tasks }
     }
 
     pub(crate) fn url(&self) -> Url {
         format!("https://localhost:{}/", self.port).parse().unwrap()
     }
 
-    /// Connections so far.
+    /// Requests over HTTP/1.1 so far.
+    pub(crate) fn http1_requests(&self) -> usize {
+        self.http1_requests.load(Ordering::SeqCst)
+    }
+
+    /// Connections of HTTP/2 so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }

@@ -2,8 +2,8 @@
 
 use crate::{
     frames::{
-        CONTINUATION, DATA, EARLY_HINTS, END_HEADERS, END_STREAM, FrameServer, Frames, GOAWAY, HEADERS, OK,
-        PING, REFUSED, RST_STREAM, SETTINGS,
+        CONTINUATION, DATA, EARLY_HINTS, END_HEADERS, END_STREAM, FrameServer, Frames, GOAWAY, HEADERS,
+        HTTP_1_1_REQUIRED, OK, PING, REFUSED, RST_STREAM, SETTINGS,
     },
     receiver::{Answer, Receiver},
     tls::{Authority, BOTH},
@@ -233,6 +233,45 @@ async fn an_endpoint_that_leaves_loses_no_request_and_gets_none_twice_that_it_an
     assert_eq!(kinds(outcomes.at_least(LANES).await, "delivered"), LANES, "{:?}", outcomes.seen);
     world.end(&[&running]).await;
     assert_eq!((answered.load(Ordering::SeqCst), server.connections()), (LANES, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_asks_for_http_1_1_gets_every_request_over_it_from_then_on() {
+    const LANES: usize = 8;
+    let mut world = World::create(1).await;
+    let authority = Authority::new();
+    let mut servers = Vec::new();
+    // For each request, or for the whole connection.
+    for (name, goes_away) in [("reset", false), ("goaway", true)] {
+        let serve = move |_, mut frames: Frames| async move {
+            while let Ok(id) = frames.request().await {
+                if goes_away {
+                    frames.send(GOAWAY, 0, 0, &[[0; 4], HTTP_1_1_REQUIRED].concat()).await?;
+                } else {
+                    frames.send(RST_STREAM, 0, id, &HTTP_1_1_REQUIRED).await?;
+                }
+            }
+            Ok(())
+        };
+        let server = FrameServer::start(authority.acceptor("localhost", &BOTH), None, serve).await;
+        for _ in 0..LANES {
+            world.publish(&subscribe(&world, server.url(), name));
+        }
+        servers.push((name, server));
+    }
+    let running = world.run(trusting(&authority)).await;
+    let mut outcomes = world.outcomes();
+    for round in 1..=3 {
+        for (name, _) in &servers {
+            world.send(&format!("{name}-{round}"), name);
+        }
+        let count = round * LANES * servers.len();
+        assert_eq!(kinds(outcomes.at_least(count).await, "delivered"), count, "{:?}", outcomes.seen);
+    }
+    for (name, server) in &servers {
+        assert_eq!((server.connections(), server.http1_requests()), (1, 3 * LANES), "{name}");
+    }
+    world.end(&[&running]).await;
 }
 
 /// A server on whose one connection every path has its own trouble.
