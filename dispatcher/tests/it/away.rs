@@ -5,7 +5,7 @@ use crate::{
     world::{World, until},
 };
 use floodway_runtime::clock;
-use floodway_schemas::{UnixMillis, breaker_policy::BreakerPolicy, topic::Topic};
+use floodway_schemas::{UnixMillis, breaker_policy::BreakerPolicy, config::Subscription, topic::Topic};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -25,14 +25,19 @@ async fn away() -> (Receiver, Arc<AtomicBool>) {
     (Receiver::start(answer).await, is_back)
 }
 
-fn breaker(failures: u32, pause_ms: u32) -> Option<BreakerPolicy> {
+/// Publishes a subscription with a fallback, and a breaker that opens after so many failures for so long.
+fn subscribe(world: &World, main: &Receiver, fallback: &Receiver, failures: u32, pause_ms: u32) {
     let policy = BreakerPolicy {
         failures: Some(failures),
         pause_ms: Some(pause_ms),
         max_pause_ms: Some(pause_ms),
         ..BreakerPolicy::default()
     };
-    Some(policy.checked().unwrap())
+    world.publish(&Subscription {
+        fallback_url: Some(Box::new(fallback.url("fallback"))),
+        breaker: Some(policy.checked().unwrap()),
+        ..world.subscription(main.url("main"))
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -40,10 +45,7 @@ async fn a_fallback_gets_what_its_endpoint_does_not_take_and_every_attempt_goes_
     let mut world = World::create(1).await;
     let (mut main, is_back) = away().await;
     let mut fallback = Receiver::ok().await;
-    let mut subscription = world.subscription(main.url("main"));
-    subscription.fallback_url = Some(Box::new(fallback.url("fallback")));
-    subscription.breaker = breaker(2, 200);
-    world.publish(&subscription);
+    subscribe(&world, &main, &fallback, 2, 200);
     let running = world.run(World::settings()).await;
     let mut outcomes = world.outcomes();
     let mut sent = 0;
@@ -92,10 +94,7 @@ async fn a_fallback_gets_what_its_endpoint_does_not_take_and_every_attempt_goes_
 async fn when_both_endpoints_are_away_deliveries_wait_and_what_is_too_old_is_a_dead_letter() {
     let mut world = World::create(1).await;
     let ((mut main, _), (mut fallback, _)) = (away().await, away().await);
-    let mut subscription = world.subscription(main.url(""));
-    subscription.fallback_url = Some(Box::new(fallback.url("")));
-    subscription.breaker = breaker(1, 60_000);
-    world.publish(&subscription);
+    subscribe(&world, &main, &fallback, 1, 60_000);
     let running = world.run(World::settings()).await;
     let mut outcomes = world.outcomes();
     let two_hours_ago = UnixMillis(clock::now().0 - 7_200_000);

@@ -1,6 +1,7 @@
 //! Whether the disk holds what a benchmark writes.
 
-use crate::report::bytes;
+use super::BenchError;
+use crate::{file_error::FileError, report::bytes};
 use serde::{Deserialize, Serialize};
 use std::{io, path::Path};
 use thiserror::Error;
@@ -88,6 +89,17 @@ pub fn check(purpose: &str, volumes: &[Volume], available: u64) -> Result<u64, D
         return Ok(needed);
     }
     Err(DiskFull { purpose: purpose.to_owned(), needed, available })
+}
+
+/// The same for the disk that holds `path`, where there is one on this machine.
+///
+/// # Errors
+/// If they do not fit, or the system does not say how much room there is.
+pub fn check_at(path: Option<&Path>, purpose: &str, volumes: &[Volume]) -> Result<(), BenchError> {
+    let Some(path) = path else { return Ok(()) };
+    let available = Room::of(path).map_err(|reason| FileError::at(path, reason))?.free_bytes;
+    check(purpose, volumes, available)?;
+    Ok(())
 }
 
 #[cfg(test)]

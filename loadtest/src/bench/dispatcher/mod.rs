@@ -20,7 +20,7 @@ use self::{
 use super::{
     BenchError,
     about::About,
-    disk::{self, Room, Volume},
+    disk::{self, Volume},
     figures::{FORMAT, Found, GoalReport},
     goals,
     ingest::DATA_BYTES,
@@ -30,7 +30,7 @@ use super::{
     sink::certificate::CertificateFiles,
     topics::{Retention, Topics},
 };
-use crate::{file_error::FileError, live_line::LiveLine};
+use crate::live_line::LiveLine;
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -125,13 +125,10 @@ impl DispatcherBench {
     }
 
     fn check_disk(&self, timing: &Timing) -> Result<(), BenchError> {
-        let Some(path) = &self.kafka_data else { return Ok(()) };
-        let available = Room::of(path).map_err(|reason| FileError::at(path, reason))?.free_bytes;
         let events = timing.backlog.max(3 * timing.events * timing.runs as u64);
         let event_bytes = COPIES * disk::stored_event_bytes(DATA_BYTES, COMPRESSED_SHARE);
         let volume = Volume { seconds: 1.0, events_per_second: events as f64, event_bytes, kept: true };
-        disk::check("the benchmark", &[volume], available)?;
-        Ok(())
+        disk::check_at(self.kafka_data.as_deref(), "the benchmark", &[volume])
     }
 
     fn report(&self) -> GoalReport {

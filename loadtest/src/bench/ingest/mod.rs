@@ -7,7 +7,7 @@ use self::stage::Stage;
 use super::{
     BenchError,
     about::About,
-    disk::{self, Room, Volume},
+    disk::{self, Volume},
     installation::{Installation, Site, Target},
     machine::{Conditions, Machine, Software},
     measure::Observer,
@@ -17,7 +17,6 @@ use super::{
     topics::{Retention, Topics},
 };
 use crate::{
-    file_error::FileError,
     live_line::LiveLine,
     load::Entropy,
     report::{count, duration},
@@ -167,9 +166,7 @@ impl IngestBench {
 
     /// Refuses a disk on which the run cannot end.
     fn check_disk(&self, scenarios: &[Scenario], timing: &Timing) -> Result<(), BenchError> {
-        let Some(path) = &self.kafka_data else { return Ok(()) };
-        let unreadable = |reason| FileError::at(path, reason);
-        let available = Room::of(path).map_err(unreadable)?.free_bytes;
+        let disk = self.kafka_data.as_deref();
         let cores = Machine::here().cores as f64;
         let rate = |scenario: &Scenario| scenario.assumed_events_per_core() * cores;
         let event_bytes = self.event_bytes();
@@ -179,11 +176,11 @@ impl IngestBench {
         let written: f64 = passing().map(|s| s.duration(timing).as_secs_f64() * rate(s)).sum();
         let average = if seconds > 0.0 { written / seconds } else { 0.0 };
         let passing = Volume { seconds, events_per_second: average, event_bytes, kept: false };
-        disk::check("the benchmark", &[passing], available)?;
+        disk::check_at(disk, "the benchmark", &[passing])?;
         if scenarios.iter().any(|scenario| scenario.question == Question::Endurance) {
             let seconds = timing.endurance.as_secs_f64() / ENDURANCE_DISK_SHARE;
             let kept = Volume { seconds, events_per_second: LEAST_ENDURANCE_RATE, event_bytes, kept: true };
-            disk::check("the endurance scenario", &[kept], available)?;
+            disk::check_at(disk, "the endurance scenario", &[kept])?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use self::{
 use super::{
     BenchError,
     about::About,
-    disk::{self, Room, Volume},
+    disk::{self, Volume},
     figures::{FORMAT, Figure, Found, GoalReport, Unit},
     goals,
     ingest::DATA_BYTES,
@@ -31,7 +31,7 @@ use super::{
     scenario::{Profile, choose},
     topics::{Retention, Topics},
 };
-use crate::{file_error::FileError, live_line::LiveLine};
+use crate::live_line::LiveLine;
 use std::{path::PathBuf, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -116,8 +116,6 @@ impl SchedulerBench {
     }
 
     fn check_disk(&self, sizes: &Sizes) -> Result<(), BenchError> {
-        let Some(path) = &self.kafka_data else { return Ok(()) };
-        let available = Room::of(path).map_err(|reason| FileError::at(path, reason))?.free_bytes;
         let volume = |rows: u64, event_bytes: u64| Volume {
             seconds: 1.0,
             events_per_second: rows as f64,
@@ -128,8 +126,7 @@ impl SchedulerBench {
             volume(3 * sizes.outcomes * sizes.runs as u64, WRITTEN_BYTES),
             volume(sizes.pending_rows, PENDING_BYTES),
         ];
-        disk::check("the benchmark", &volumes, available)?;
-        Ok(())
+        disk::check_at(self.kafka_data.as_deref(), "the benchmark", &volumes)
     }
 
     fn report(&self) -> GoalReport {
