@@ -79,7 +79,8 @@ impl From<PendingDelivery> for PendingView {
 
 /// List a subscription's pending retries, soonest first
 ///
-/// Those that were cancelled or asked for now are not among them, as far as the command has been read.
+/// Those that were cancelled or asked for now are not among them, as far as the command has been read. Nor are deliveries that are under
+/// way, which no command is about.
 #[utoipa::path(
     get, path = "/v1/tenants/{tenant}/subscriptions/{id}/retries", tag = "retries",
     params(("tenant" = Uuid, Path), ("id" = Uuid, Path), PendingQuery),

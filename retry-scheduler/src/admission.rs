@@ -59,11 +59,12 @@ impl PassedOver {
 pub(crate) fn admit(commands: &[Commanded], marks: &Marks, now: DbInstant) -> Admission {
     let (mut admission, mut seen) = (Admission::default(), HashSet::new());
     let mut of_tenants: HashMap<Uuid, Kept> = HashMap::new();
-    for Commanded { id, command, .. } in commands {
+    for given in commands {
+        let Commanded { command, first_id, .. } = given;
         let tenant = command.tenant.0;
         let of_tenant = of_tenants.entry(tenant).or_insert_with(|| marks.kept(tenant));
         let kept = Kept { of_all: marks.len() + admission.marks.len(), ..*of_tenant };
-        let passed_over = if marks.knows(command.command.0) || !seen.insert(command.command.0) {
+        let passed_over = if marks.knows(command.command.0, *first_id) || !seen.insert(command.command.0) {
             Some(PassedOver::Known)
         } else {
             kept.has_room(&command.scope).err().map(PassedOver::Full)
@@ -72,7 +73,7 @@ pub(crate) fn admit(commands: &[Commanded], marks: &Marks, now: DbInstant) -> Ad
             Some(reason) => admission.passed_over.push((tenant, reason)),
             None => {
                 of_tenant.add(is_narrow(&command.scope));
-                admission.marks.push(marks::mark(*id, command, now));
+                admission.marks.push(marks::mark(given, now));
             }
         }
     }
@@ -99,7 +100,7 @@ mod tests {
             scope,
             at: UnixMillis(0),
         };
-        Commanded { offset: id, id, command }
+        Commanded { offset: id, id, first_id: 0, command }
     }
 
     fn of_subscription() -> RetryScope {
@@ -127,6 +128,21 @@ mod tests {
         let twice = [given(1, 1, of_event()), Commanded { id: 2, ..given(1, 1, of_event()) }];
         assert_eq!(kept(&mut marks, &twice), (1, vec![(Uuid::from_u128(1), PassedOver::Known)]));
         assert_eq!(reasons(&kept(&mut marks, &twice).1), ["known", "known"]);
+    }
+
+    #[test]
+    fn a_command_that_is_read_again_counts_once_more_for_what_is_read_again_with_it() {
+        let mut marks = Marks::default();
+        assert_eq!(kept(&mut marks, &[given(1, 1, of_event())]).0, 1);
+        let again = |id| Commanded { id, first_id: 100, ..given(1, 1, of_event()) };
+        let (n, passed_over) = kept(&mut marks, &[again(101), again(102)]);
+        assert_eq!((n, reasons(&passed_over)), (1, vec!["known"]));
+        assert_eq!(marks.get(101).map(|mark| mark.first_id), Some(100));
+        // Written once more by whoever got no answer, behind what is read again.
+        assert_eq!(
+            reasons(&kept(&mut marks, &[Commanded { id: 200, ..given(1, 1, of_event()) }]).1),
+            ["known"]
+        );
     }
 
     #[test]

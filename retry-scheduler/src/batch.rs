@@ -43,6 +43,8 @@ pub(crate) struct Commanded {
     pub(crate) offset: i64,
     /// The id that an outcome in its place would have.
     pub(crate) id: i64,
+    /// The lowest id that it covers; not 0 if it may have been read before, see [`crate::takeover`].
+    pub(crate) first_id: i64,
     pub(crate) command: RetryCommand,
 }
 
@@ -225,7 +227,7 @@ mod tests {
             scope: RetryScope::default(),
             at: UnixMillis(0),
         };
-        Commanded { offset, id: offset, command }
+        Commanded { offset, id: offset, first_id: 0, command }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::{
 };
 use floodway_runtime::clock;
 use floodway_schemas::{due::RetryKey, retry_command::RetryCommand};
+use floodway_store::retry;
 use rdkafka::{Message, message::BorrowedMessage};
 use std::time::Instant;
 
@@ -18,6 +19,8 @@ pub(crate) struct Intake {
     shard: i32,
     /// Id of offset 0.
     first_id: i64,
+    /// Commands before this offset may have been read before, with lower ids.
+    read_again_to: i64,
     repeats: Repeats,
     /// The deliveries in doubt.
     pub(crate) leases: Leases,
@@ -26,9 +29,17 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Takes records from `next_offset` on; earlier ones are only remembered.
-    pub(crate) fn new(shard: i32, next_offset: i64, first_id: i64, repeats: Repeats) -> Self {
-        Self { shard, first_id, repeats, leases: Leases::default(), open: Batch::new(next_offset) }
+    /// Takes records from the row's next offset on; earlier ones are only remembered.
+    pub(crate) fn new(shard: i32, row: &retry::Shard, repeats: Repeats) -> Self {
+        let retry::Shard { next_offset, first_id, read_again_to, .. } = *row;
+        Self {
+            shard,
+            first_id,
+            read_again_to,
+            repeats,
+            leases: Leases::default(),
+            open: Batch::new(next_offset),
+        }
     }
 
     /// Takes the next record of the log.
@@ -104,7 +115,9 @@ impl Intake {
             command.scope.is_valid() && command.scope.retry.is_none_or(|retry| retry.shard == self.shard);
         if is_ours {
             let id = self.id_of(offset);
-            self.open.commands.push(Commanded { offset, id, command });
+            // What it was about when it was read first has heeded it.
+            let first_id = if offset < self.read_again_to { self.first_id } else { 0 };
+            self.open.commands.push(Commanded { offset, id, first_id, command });
         }
         is_ours
     }

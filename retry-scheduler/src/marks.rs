@@ -1,7 +1,8 @@
 //! What commands to pending retries mean for each of them. Pure: the marks of one shard, and a verdict per row.
 //!
 //! A command covers the retries of its scope whose outcomes precede it in the log, that is, whose ids are lower than its own; never a
-//! lease, whose delivery is under way. Of several commands that cover a row:
+//! lease, whose delivery is under way. One that is read again, because the log was cut short, covers of these what is read again with it:
+//! what was there before has heeded it, and what followed it then has lower ids, too. Of several commands that cover a row:
 //!
 //! - Where a `now` has done its work, the row is gone: it was produced, or told cancelled, before its time.
 //! - Else a `cancel` holds, whether it came before a `now` or after it.
@@ -9,8 +10,8 @@
 //!
 //! A mark is stored with the position of its command, and `done` with the cursor, so whoever owns the shard next reads the same verdicts.
 
-use crate::subject::Subject;
-use floodway_schemas::retry_command::{RetryAction, RetryCommand};
+use crate::{batch::Commanded, subject::Subject};
+use floodway_schemas::retry_command::RetryAction;
 use floodway_store::{
     DbInstant,
     mark_bounds::Kept,
@@ -18,7 +19,7 @@ use floodway_store::{
     retry_marks::Mark,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 use uuid::Uuid;
@@ -42,7 +43,8 @@ pub(crate) enum Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     by_id: BTreeMap<i64, Mark>,
-    commands: HashSet<Uuid>,
+    /// Each with its last mark.
+    commands: HashMap<Uuid, i64>,
     /// How many each tenant has; `of_all` does not count.
     of_tenants: HashMap<Uuid, Kept>,
     of_rows: HashMap<i64, Vec<i64>>,
@@ -66,7 +68,7 @@ struct OfSubscription {
 
 /// Whether a mark covers the row with this id.
 pub(crate) fn covers(mark: &Mark, id: i64, tenant: Uuid, subscription: Uuid, event_id: &str) -> bool {
-    id < mark.id
+    (mark.first_id..mark.id).contains(&id)
         && mark.tenant == tenant
         && mark.subscription.is_none_or(|wanted| wanted == subscription)
         && mark.event_id.as_deref().is_none_or(|wanted| wanted == event_id)
@@ -74,9 +76,11 @@ pub(crate) fn covers(mark: &Mark, id: i64, tenant: Uuid, subscription: Uuid, eve
 }
 
 /// What a command becomes in its place of the log; how long it lasts beyond the least is not known yet.
-pub(crate) fn mark(id: i64, command: &RetryCommand, now: DbInstant) -> Mark {
+pub(crate) fn mark(given: &Commanded, now: DbInstant) -> Mark {
+    let Commanded { id, first_id, command, .. } = given;
     Mark {
-        id,
+        id: *id,
+        first_id: *first_id,
         until: now.plus(RESUMED_WITHIN),
         recorded_at: now,
         command: command.command.0,
@@ -118,13 +122,13 @@ impl Marks {
         if is_whole_subscription(&mark) {
             self.resumed_until = self.resumed_until.max(Some(mark.recorded_at.plus(RESUMED_WITHIN)));
         }
-        self.commands.insert(mark.command);
+        self.commands.entry(mark.command).and_modify(|last| *last = mark.id.max(*last)).or_insert(mark.id);
         self.by_id.insert(mark.id, mark);
     }
 
-    /// Whether the command is known already.
-    pub(crate) fn knows(&self, command: Uuid) -> bool {
-        self.commands.contains(&command)
+    /// Whether the command is known already: whenever it was read, or since ids began there.
+    pub(crate) fn knows(&self, command: Uuid, first_id: i64) -> bool {
+        self.commands.get(&command).is_some_and(|last| *last >= first_id)
     }
 
     /// How many there are.
@@ -292,6 +296,7 @@ mod tests {
     fn now_for(id: i64, subscription: u128) -> Mark {
         Mark {
             id,
+            first_id: 0,
             until: DbInstant(1_000),
             recorded_at: DbInstant(500),
             command: id_of(id.unsigned_abs().into()),
@@ -353,7 +358,7 @@ mod tests {
         let mut marks = Marks::new(vec![now_for(10, 2), Mark { until: DbInstant(5), ..now_for(11, 3) }]);
         marks.expire(Position { due: DbInstant(6), id: 0 });
         assert!(marks.get(11).is_none() && marks.get(10).is_some());
-        assert!(marks.knows(id_of(10)) && !marks.knows(id_of(11)));
+        assert!(marks.knows(id_of(10), 0) && !marks.knows(id_of(11), 0));
     }
 
     #[test]
@@ -367,8 +372,9 @@ mod tests {
 
     fn any_mark() -> impl Strategy<Value = Mark> {
         let scope = (option::of(0u128..3), option::of(select(vec!["a", "b"])), option::of(0i64..12));
-        (1u128..3, any::<bool>(), scope, -1i64..14).prop_map(
-            |(tenant, now, (subscription, event, row), done)| Mark {
+        (1u128..3, any::<bool>(), scope, -1i64..14, 0i64..5).prop_map(
+            |(tenant, now, (subscription, event, row), done, first_id)| Mark {
+                first_id,
                 action: if now { RetryAction::Now } else { RetryAction::Cancel },
                 tenant: id_of(tenant),
                 subscription: subscription.map(id_of),
@@ -393,7 +399,7 @@ mod tests {
                 Mark { id: place, command: id_of(place.unsigned_abs().into()), ..mark }
             }).collect();
             let covering: Vec<&Mark> = drawn.iter().filter(|mark| {
-                !lease && id < mark.id && mark.tenant == id_of(tenant)
+                !lease && id >= mark.first_id && id < mark.id && mark.tenant == id_of(tenant)
                     && [None, Some(id_of(subscription))].contains(&mark.subscription)
                     && [None, Some(event)].contains(&mark.event_id.as_deref())
                     && [None, Some(id)].contains(&mark.retry_id)

@@ -273,6 +273,7 @@ fn later(
         subscription: outcome.subscription.0,
         event_id: outcome.event_id.to_string(),
         attempt: bounded(attempt),
+        lease: due.lease,
         record_key: outcome.record_key(),
         record,
     };

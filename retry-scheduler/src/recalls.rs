@@ -211,6 +211,7 @@ mod tests {
     fn mark(id: i64, subscription: u128) -> Mark {
         Mark {
             id,
+            first_id: 0,
             until: DbInstant(i64::MAX),
             recorded_at: DbInstant(0),
             command: Uuid::from_u128(id.unsigned_abs().into()),

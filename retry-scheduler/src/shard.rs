@@ -322,12 +322,7 @@ impl<'s> Owner<'s> {
             metrics: Metrics::shard(shard),
             epoch: row.epoch,
             reader,
-            intake: Intake::new(
-                shard,
-                row.next_offset,
-                row.first_id,
-                Repeats::new(settings.repeats, settings.repeats_window),
-            ),
+            intake: Intake::new(shard, &row, Repeats::new(settings.repeats, settings.repeats_window)),
             stall: StallWatch::new(row.next_offset, Instant::now()),
             caught_up: false,
             left_log: false,

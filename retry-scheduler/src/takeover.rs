@@ -7,8 +7,14 @@
 //!
 //! - before the log's start: from its start; what lies between is lost.
 //! - beyond the log's end: from the first record that is as new as the last batch, less a margin for clocks. For a topic
-//!   made anew that is all of it, for one cut short by an unclean election it is its last minutes, where the set of
-//!   repeats sorts out what was handled before. Its outcomes get ids of their own, for offsets come again.
+//!   made anew that is all of it, for one cut short by an unclean election it is its last minutes, of which nobody can tell which were
+//!   handled before. Its outcomes get ids of their own, for offsets come again, and those of a second time are delivered again.
+//!
+//! A command among them may be one of a second time, too, also if its mark has expired. With its new id it would cover what was stored
+//! *after* it the first time: a cancellation would lose that. So commands that are as old as the last batch, more or less that margin, and
+//! in the log at this time, cover no ids but those that are given from now on: what is read again with them. What was stored before
+//! has heeded them the first time. Where the topic was made anew that soon, a command given between that and the takeover is taken for one of
+//! these: it may be given again.
 
 use crate::{
     metrics::Loss,
@@ -17,6 +23,7 @@ use crate::{
 };
 use floodway_schemas::UnixMillis;
 use floodway_store::{
+    DbInstant,
     retry::{self, Shard},
     retry_marks::{self, Mark},
 };
@@ -71,14 +78,14 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
     })?;
     let at = Instant::now();
     let bounds = reader.bounds()?;
-    if let Some((loss, place)) = misplaced(&reader, bounds, &row)? {
+    if let Some(Misplaced { loss, place, read_again_to }) = misplaced(&reader, bounds, &row)? {
         report(shared, shard, loss, bounds, &row, place);
         let moved = call(shared, async {
             let client = shared.pool.get().await?;
-            retry::skip_to(&client, shard, row.epoch, row.next_offset, place).await
+            retry::skip_to(&client, shard, row.epoch, row.next_offset, place, read_again_to).await
         })?;
         row.first_id = moved.ok_or(Obstacle::Fenced)?;
-        row.next_offset = place;
+        (row.next_offset, row.read_again_to) = (place, read_again_to);
     } else {
         shared.outcomes_log.up(crate::dependency::Reporter::Shard(shard));
     }
@@ -92,19 +99,25 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
     Ok(TakenOver { row, marks, at, fenced_at, reader, replays: start < row.next_offset })
 }
 
-/// Where to go on if the log does not have the row's next offset.
-fn misplaced(
-    reader: &Reader,
-    (low, high): (i64, i64),
-    row: &Shard,
-) -> Result<Option<(Loss, i64)>, KafkaError> {
+/// The log does not have a shard's next offset.
+struct Misplaced {
+    loss: Loss,
+    /// Where to go on.
+    place: i64,
+    /// Up to where it may have been read before.
+    read_again_to: i64,
+}
+
+fn misplaced(reader: &Reader, (low, high): (i64, i64), row: &Shard) -> Result<Option<Misplaced>, KafkaError> {
     if row.next_offset < low {
-        return Ok(Some((Loss::Retention, low)));
+        let read_again_to = row.read_again_to;
+        return Ok(Some(Misplaced { loss: Loss::Retention, place: low, read_again_to }));
     }
     if row.next_offset > high {
-        let since = row.batched_at.minus(TIME_MARGIN).to_millis();
-        let place = reader.offset_at(since)?.unwrap_or(high);
-        return Ok(Some((Loss::CutShort, place.clamp(low, high))));
+        let at = |time: DbInstant| Ok::<_, KafkaError>(reader.offset_at(time.to_millis())?.unwrap_or(high));
+        let place = at(row.batched_at.minus(TIME_MARGIN))?.clamp(low, high);
+        let read_again_to = at(row.batched_at.plus(TIME_MARGIN))?.clamp(place, high);
+        return Ok(Some(Misplaced { loss: Loss::CutShort, place, read_again_to }));
     }
     Ok(None)
 }

@@ -1,7 +1,7 @@
 //! Pending retries, for people: lists, counts and the progress of shards.
 //!
-//! A retry is pending behind its shard's cursor, unless a mark says that it was cancelled or made before its time. Retries have one
-//! index, by shard and due time. So lists go forward through stretches of due time, wider ones while that is quick, and end where looking
+//! A retry is pending behind its shard's cursor, unless a mark says that it was cancelled or made before its time, or it is a lease: its
+//! delivery is under way, or over, which its row does not tell. So these are what a command would be about. Retries have one index, by shard and due time. So lists go forward through stretches of due time, wider ones while that is quick, and end where looking
 //! on would take long: they are for people who look now and then, and pay for it themselves, not for every row that is stored.
 
 use crate::{
@@ -153,20 +153,21 @@ async fn stretch(
 ) -> Result<Vec<Row>, Error> {
     let sql = "-- list_pending
         WITH mark AS MATERIALIZED (
-            SELECT m.shard, m.id, m.action, m.tenant_id, m.subscription_id, m.event_id, m.retry_id, max(m.done) AS done
+            SELECT m.shard, m.id, m.first_id, m.action, m.tenant_id, m.subscription_id, m.event_id, m.retry_id,
+                   max(m.done) AS done
             FROM retry_mark m WHERE m.until >= $1 AND ($3::uuid IS NULL OR m.tenant_id = $3)
-            GROUP BY m.shard, m.id, m.action, m.tenant_id, m.subscription_id, m.event_id, m.retry_id
+            GROUP BY m.shard, m.id, m.first_id, m.action, m.tenant_id, m.subscription_id, m.event_id, m.retry_id
         )
         SELECT r.due_at, r.shard, r.id, r.tenant_id, r.subscription_id, r.event_id, r.attempt
         FROM retry r JOIN retry_shard s ON s.shard = r.shard
-        WHERE r.due_at >= $1 AND r.due_at < $2 AND (r.due_at, r.id) > (s.cur_due, s.cur_id)
+        WHERE r.due_at >= $1 AND r.due_at < $2 AND (r.due_at, r.id) > (s.cur_due, s.cur_id) AND NOT r.lease
           AND ($3::uuid IS NULL OR r.tenant_id = $3)
           AND ($4::uuid IS NULL OR r.subscription_id = $4)
           AND ($5::text IS NULL OR r.event_id = $5)
           AND ($6::timestamptz IS NULL OR (r.due_at, r.shard, r.id) > ($6, $7, $8))
           AND NOT EXISTS (
               SELECT FROM mark m
-              WHERE m.shard = r.shard AND r.id < m.id AND (m.action = 'cancel' OR r.id <= m.done)
+              WHERE m.shard = r.shard AND r.id >= m.first_id AND r.id < m.id AND (m.action = 'cancel' OR r.id <= m.done)
                 AND m.tenant_id = r.tenant_id
                 AND (m.subscription_id IS NULL OR m.subscription_id = r.subscription_id)
                 AND (m.event_id IS NULL OR m.event_id = r.event_id)
@@ -207,7 +208,7 @@ pub struct ShardStats {
     pub owner: String,
     /// Next offset of `outcomes` to read.
     pub next_offset: i64,
-    /// Stored retries behind the cursor, cancelled ones included until their time; at most [`MAX_COUNTED`].
+    /// Stored retries behind the cursor without leases, cancelled ones included until their time; at most [`MAX_COUNTED`].
     pub pending: i64,
     /// When the first of them is due.
     pub next_due: Option<UnixMillis>,
@@ -235,13 +236,14 @@ async fn of_shard(client: &tokio_postgres::Client, shard: i32) -> Result<Option<
         SELECT s.owner, s.next_offset, s.cur_due, clock_timestamp(),
             (SELECT count(*) FROM (
                 SELECT FROM retry r
-                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id) LIMIT $2
+                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id) AND NOT r.lease
+                LIMIT $2
             ) AS pending),
             (SELECT r.due_at FROM retry r
-                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id)
+                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id) AND NOT r.lease
                 ORDER BY r.due_at LIMIT 1),
             (SELECT r.due_at FROM retry r
-                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id)
+                WHERE r.shard = $1 AND r.due_at >= s.cur_due AND (r.due_at, r.id) > (s.cur_due, s.cur_id) AND NOT r.lease
                 ORDER BY r.due_at DESC LIMIT 1),
             (SELECT count(*) FROM (
                 SELECT FROM retry_mark m

@@ -56,6 +56,8 @@ pub struct Shard {
     pub next_offset: i64,
     /// Id of what came, or would have come, from offset 0 of the log as it is now.
     pub first_id: i64,
+    /// Records before this offset may have been read before, when the log was longer: their outcomes had other ids then.
+    pub read_again_to: i64,
     /// Everything up to here was produced and acknowledged.
     pub cursor: Position,
     /// When `next_offset` last moved.
@@ -77,6 +79,8 @@ pub struct NewRetry {
     pub event_id: String,
     /// Number of the attempt to make.
     pub attempt: i32,
+    /// Whether it is a delivery under way, see [`floodway_schemas::due::Due::lease`].
+    pub lease: bool,
     /// Kafka key of the record on `due`.
     pub record_key: String,
     /// Its value.
@@ -146,7 +150,7 @@ pub async fn take_over(
         ON CONFLICT (shard) DO UPDATE
         SET epoch = greatest(retry_shard.epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
             owner = excluded.owner
-        RETURNING epoch, next_offset, first_id, cur_due, cur_id, batched_at, clock_timestamp()";
+        RETURNING epoch, next_offset, first_id, read_again_to, cur_due, cur_id, batched_at, clock_timestamp()";
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&shard, Type::INT4), (&owner, Type::TEXT), (&first_offset, Type::INT8)];
     shard_from_row(&client.query_typed_one(sql, &parameters).await?)
@@ -169,7 +173,7 @@ pub async fn end_hung_batches(client: &tokio_postgres::Client) -> Result<i64, Er
 /// The shard's row if `epoch` still owns it; `None` when another owner took over.
 pub async fn read(client: &tokio_postgres::Client, shard: i32, epoch: i64) -> Result<Option<Shard>, Error> {
     let sql = "-- read_shard
-        SELECT epoch, next_offset, first_id, cur_due, cur_id, batched_at, clock_timestamp()
+        SELECT epoch, next_offset, first_id, read_again_to, cur_due, cur_id, batched_at, clock_timestamp()
         FROM retry_shard WHERE shard = $1 AND epoch = $2";
     let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&shard, Type::INT4), (&epoch, Type::INT8)];
     client.query_typed_opt(sql, &parameters).await?.map(|row| shard_from_row(&row)).transpose()
@@ -199,26 +203,28 @@ pub async fn move_cursor(
 }
 
 /// Moves the place to read from without storing anything, because the log no longer has it. Back in the log, its offsets may
-/// be given to other outcomes: ids begin anew behind all that there are. Answers the id of offset 0 from now on, or `None` when
-/// fenced.
+/// be given to other outcomes: ids begin anew behind all that there are, and records before `read_again_to` may have been read before.
+/// Answers the id of offset 0 from now on, or `None` when fenced.
 pub async fn skip_to(
     client: &tokio_postgres::Client,
     shard: i32,
     epoch: i64,
     from: i64,
     to: i64,
+    read_again_to: i64,
 ) -> Result<Option<i64>, Error> {
     let sql = "-- skip_to
         UPDATE retry_shard SET next_offset = $4, batched_at = clock_timestamp(),
-            first_id = first_id + CASE WHEN $4 < $3 THEN $5 ELSE 0 END
+            first_id = first_id + CASE WHEN $4 < $3 THEN $5 ELSE 0 END, read_again_to = $6
         WHERE shard = $1 AND epoch = $2 AND next_offset = $3
         RETURNING first_id";
-    let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
         (&shard, Type::INT4),
         (&epoch, Type::INT8),
         (&from, Type::INT8),
         (&to, Type::INT8),
         (&IDS_PER_LOG, Type::INT8),
+        (&read_again_to, Type::INT8),
     ];
     Ok(client.query_typed_opt(sql, &parameters).await?.map(|row| row.try_get(0)).transpose()?)
 }
@@ -373,7 +379,7 @@ impl<'c> Batch<'c> {
 
     /// Appends pending retries.
     pub async fn add_retries(&self, shard: i32, rows: &[&NewRetry]) -> Result<(), WriteError> {
-        const TYPES: [Type; 9] = [
+        const TYPES: [Type; 10] = [
             Type::INT4,
             Type::TIMESTAMPTZ,
             Type::INT8,
@@ -383,11 +389,12 @@ impl<'c> Batch<'c> {
             Type::INT4,
             Type::TEXT,
             Type::BYTEA,
+            Type::BOOL,
         ];
-        let sql = "COPY retry (shard, due_at, id, tenant_id, subscription_id, event_id, attempt, record_key, rec) \
+        let sql = "COPY retry (shard, due_at, id, tenant_id, subscription_id, event_id, attempt, record_key, rec, lease) \
                    FROM STDIN BINARY";
         self.copy(sql, &TYPES, rows, async |writer, row| {
-            let values: [&(dyn ToSql + Sync); 9] = [
+            let values: [&(dyn ToSql + Sync); 10] = [
                 &shard,
                 &row.position.due,
                 &row.position.id,
@@ -397,6 +404,7 @@ impl<'c> Batch<'c> {
                 &row.attempt,
                 &row.record_key,
                 &row.record,
+                &row.lease,
             ];
             writer.write(&values).await
         })
@@ -458,9 +466,10 @@ fn shard_from_row(row: &tokio_postgres::Row) -> Result<Shard, Error> {
         epoch: row.try_get(0)?,
         next_offset: row.try_get(1)?,
         first_id: row.try_get(2)?,
-        cursor: Position { due: row.try_get(3)?, id: row.try_get(4)? },
-        batched_at: row.try_get(5)?,
-        db_now: row.try_get(6)?,
+        read_again_to: row.try_get(3)?,
+        cursor: Position { due: row.try_get(4)?, id: row.try_get(5)? },
+        batched_at: row.try_get(6)?,
+        db_now: row.try_get(7)?,
     })
 }
 

@@ -19,6 +19,9 @@ use uuid::Uuid;
 pub struct Mark {
     /// Its place in the log, as an outcome's id.
     pub id: i64,
+    /// It covers no retry with a lower id. Not 0 where the log was cut short: a command that is read again covers what is read again
+    /// with it, for it was heeded before by what was there before.
+    pub first_id: i64,
     /// No retry that it covers is due later.
     pub until: DbInstant,
     /// When it was stored.
@@ -53,9 +56,9 @@ pub struct Candidate {
 }
 
 const COPY: &str = "COPY retry_mark (until, shard, id, recorded_at, command, action, tenant_id, subscription_id, event_id, \
-     retry_id, done) FROM STDIN BINARY";
+     retry_id, done, first_id) FROM STDIN BINARY";
 
-const COLUMNS: [Type; 11] = [
+const COLUMNS: [Type; 12] = [
     Type::TIMESTAMPTZ,
     Type::INT4,
     Type::INT8,
@@ -65,6 +68,7 @@ const COLUMNS: [Type; 11] = [
     Type::UUID,
     Type::UUID,
     Type::TEXT,
+    Type::INT8,
     Type::INT8,
     Type::INT8,
 ];
@@ -96,6 +100,7 @@ impl Batch<'_> {
                 &row.event_id,
                 &row.retry_id,
                 &row.done,
+                &row.first_id,
             ];
             writer.write(&values).await
         })
@@ -111,7 +116,7 @@ pub async fn marks(
 ) -> Result<Vec<Mark>, Error> {
     let sql = "-- retry_marks
         SELECT DISTINCT ON (m.id) m.id, m.until, m.recorded_at, m.command, m.action, m.tenant_id, m.subscription_id,
-               m.event_id, m.retry_id, m.done
+               m.event_id, m.retry_id, m.done, m.first_id
         FROM retry_mark m
         WHERE m.shard = $1 AND m.until >= $2 AND m.action IN ('now', 'cancel')
         ORDER BY m.id, m.done DESC";
@@ -120,7 +125,7 @@ pub async fn marks(
     client.query_typed(sql, &parameters).await?.iter().map(mark_from_row).collect()
 }
 
-/// Pending retries of a shard after a place, in order, without their records.
+/// Pending retries of a shard after a place, in order, without their records and without leases.
 pub async fn candidates(
     client: &tokio_postgres::Client,
     shard: i32,
@@ -129,7 +134,7 @@ pub async fn candidates(
 ) -> Result<Vec<Candidate>, Error> {
     let sql = "-- retry_candidates
         SELECT due_at, id, tenant_id, subscription_id, event_id FROM retry
-        WHERE shard = $1 AND due_at >= $2 AND (due_at, id) > ($2, $3)
+        WHERE shard = $1 AND due_at >= $2 AND (due_at, id) > ($2, $3) AND NOT lease
         ORDER BY due_at, id LIMIT $4";
     let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
         (&shard, Type::INT4),
@@ -196,5 +201,6 @@ fn mark_from_row(row: &Row) -> Result<Mark, Error> {
         event_id: row.try_get(7)?,
         retry_id: row.try_get(8)?,
         done: row.try_get(9)?,
+        first_id: row.try_get(10)?,
     })
 }

@@ -9,6 +9,9 @@ use serde_json::json;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Of the retry that is a lease.
+const LEASE: i64 = 6;
+
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Stores retries 0 to `count` of a subscription in shard 1, due an hour apart from an hour from now on.
@@ -30,6 +33,7 @@ async fn store(
             subscription: subscription.parse().unwrap(),
             event_id: format!("e-{}", id % 2),
             attempt: 2,
+            lease: id == LEASE,
             record_key: format!("{subscription}/k"),
             record: b"{}".to_vec(),
         })
@@ -52,6 +56,7 @@ async fn pending_retries_are_listed_soonest_first_in_pages_without_those_that_we
     let subscription = world.subscription(&tenant).await;
     let mark = |action, id, retry_id, done, now: DbInstant| Mark {
         id,
+        first_id: 0,
         until: now.plus(HOUR * 100),
         recorded_at: now,
         command: Uuid::now_v7(),
@@ -70,7 +75,7 @@ async fn pending_retries_are_listed_soonest_first_in_pages_without_those_that_we
             mark(RetryAction::Now, 91, None, 0, now),
         ]
     };
-    store(&world, &tenant, &subscription, 6, marks).await;
+    store(&world, &tenant, &subscription, LEASE + 1, marks).await;
     let path = format!("/v1/tenants/{tenant}/subscriptions/{subscription}/retries");
     let page = world.plane.get(&format!("{path}?limit=3")).await;
     assert_eq!(page.status, 200, "{page:?}");
@@ -109,6 +114,7 @@ async fn who_gave_too_many_small_commands_is_told_so_and_can_still_name_a_subscr
     let marks = |now: DbInstant| {
         let many = (0..1_500).map(|id| Mark {
             id,
+            first_id: 0,
             until: now.plus(HOUR),
             recorded_at: now,
             command: Uuid::now_v7(),

@@ -76,6 +76,7 @@ impl Owner<'_> {
             tracing::info!(
                 shard = self.shard,
                 id = mark.id,
+                first_id = mark.first_id,
                 command = %mark.command,
                 action = mark.action.as_str(),
                 "a command to pending retries"

@@ -186,6 +186,7 @@ mod tests {
         fn new(rows: &[Position], heap_rows: usize) -> Self {
             let marks = Marks::new(vec![Mark {
                 id: NOW,
+                first_id: 0,
                 until: DbInstant(i64::MAX),
                 recorded_at: DbInstant(0),
                 command: Uuid::from_u128(9),

@@ -310,6 +310,45 @@ async fn a_deferral_right_after_a_resumption_is_short_however_long_was_asked_for
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_read_again_covers_nothing_that_came_after_it_and_all_that_is_read_again_before_it()
+{
+    let world = World::new(1).await;
+    let scheduler = world.start().await;
+    let hour = 3_600_000;
+    world.write(0, &[mine(0, hour), other(1, hour)]);
+    world.write_bytes(0, &all_mine(RetryAction::Cancel));
+    world.write_bytes(0, &command(RetryAction::Cancel, RetryScope::of_subscription(OTHER)));
+    world.write(0, &[mine(4, hour), other(5, hour)]);
+    world.number_becomes(STORED, |next| next == 6).await;
+    scheduler.stop().await;
+    // As if the log had been longer; and one of the commands is so old that its mark is gone.
+    let forget = format!("DELETE FROM retry_mark WHERE subscription_id = '{MINE}'");
+    world.execute(&format!("{forget}; UPDATE retry_shard SET next_offset = 9")).await;
+    // Who reads them again ends in the middle of it, and its successor knows what they are all the same.
+    let holder = crate::crashes::holder(&world).await;
+    holder.batch_execute("BEGIN; LOCK TABLE retry_mark IN SHARE MODE").await.unwrap();
+    let process = started(&world).await;
+    world.number_becomes(&waiting("COPY retry_mark"), |n| n == 1).await;
+    process.kill();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    sessions_end(&world).await;
+    assert_eq!(world.number(STORED).await, 0);
+    drop(holder);
+    let next = world.start().await;
+    world.number_becomes(STORED, |next| next == 6).await;
+    world.write_bytes(0, &all_mine(RetryAction::Now));
+    world.write_bytes(0, &command(RetryAction::Now, RetryScope::of_subscription(OTHER)));
+    world.number_becomes(ENDED, |n| n == 2).await;
+    let again = |offset: i64| (1 << 44) + offset;
+    let came: BTreeSet<i64> = ids(&world.read_due(5).await).into_iter().collect();
+    // Of the one whose mark is gone the row of before it, too: in earnest it was due before the mark expired.
+    assert_eq!(came, [0, 4, 5, again(4), again(5)].into());
+    assert_eq!(world.number(CANCELLED).await, 3);
+    next.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_of_before_the_topic_was_made_anew_cover_nothing_of_the_new_one() {
     let world = World::new(1).await;
     let scheduler = world.start().await;

@@ -21,7 +21,7 @@ async fn an_owner_that_was_replaced_writes_nothing() {
     let further = Position { due: DbInstant(owner.db_now.0 + 1), id: 0 };
     assert_eq!(store::read(&client, 0, zombie.epoch).await.unwrap(), None);
     assert_eq!(store::move_cursor(&client, 0, zombie.epoch, 5, further).await.unwrap(), None);
-    assert_eq!(store::skip_to(&client, 0, zombie.epoch, 5, 9).await.unwrap(), None);
+    assert_eq!(store::skip_to(&client, 0, zombie.epoch, 5, 9, 0).await.unwrap(), None);
     assert!(matches!(store::begin(&mut client, 0, zombie.epoch, 5, 6).await, Err(WriteError::Fenced)));
     // The owner itself cannot store a batch that does not follow the last one.
     assert!(matches!(store::begin(&mut client, 0, owner.epoch, 6, 7).await, Err(WriteError::Fenced)));

@@ -18,6 +18,7 @@ fn row(due: DbInstant, id: i64, bytes: usize) -> NewRetry {
         subscription: Uuid::nil(),
         event_id: format!("order-{id}"),
         attempt: 2,
+        lease: false,
         record_key: "k".into(),
         record: vec![7; bytes],
     }
