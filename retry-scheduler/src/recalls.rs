@@ -2,13 +2,13 @@
 //!
 //! The table is ordered by due time, so a mark's retries are sought by going through all that are pending, a page at a time, for
 //! several marks at once. Only their places are kept, the lowest ids first and no more than a bound; what is beyond it is sought again
-//! when those are done. Marks take turns, and all of a shard share one rate, so that one tenant's million neither fills memory nor
-//! keeps another's single retry, or what is due, waiting.
+//! when those are done. Marks take turns, to be sought by tenant, and all of a shard share one rate, so that one tenant's million retries or
+//! thousand commands neither fill memory nor keep another's single retry, or what is due, waiting.
 
 use crate::marks::{Marks, covers};
 use floodway_store::{DbInstant, retry::Position, retry_marks::Candidate};
 use std::{
-    collections::{BTreeMap, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -96,13 +96,35 @@ impl Recalls {
     }
 
     /// Where to read on to find what marks cover, if any is to be found. A new walk begins after the cursor.
-    pub(crate) fn seek_after(&mut self, cursor: Position) -> Option<Position> {
+    pub(crate) fn seek_after(&mut self, cursor: Position, marks: &Marks) -> Option<Position> {
         if self.seek.is_none() && !self.waiting.is_empty() && self.ready.len() < MAX_TOGETHER {
-            let marks = self.waiting.drain(..self.waiting.len().min(MAX_TOGETHER));
-            let marks = marks.map(|mark| (mark, Lowest::default())).collect();
-            self.seek = Some(Seek { after: cursor, marks });
+            let next = self.take_together(marks).into_iter();
+            self.seek =
+                Some(Seek { after: cursor, marks: next.map(|mark| (mark, Lowest::default())).collect() });
         }
         self.seek.as_ref().map(|seek| seek.after)
+    }
+
+    /// The marks of the next walk: of each tenant one, then another one. What else these tenants have goes behind the others'.
+    fn take_together(&mut self, marks: &Marks) -> Vec<i64> {
+        let tenant_of = |id: i64| marks.get(id).map(|mark| mark.tenant);
+        let (mut next, mut served) = (Vec::new(), HashSet::new());
+        while next.len() < MAX_TOGETHER && !self.waiting.is_empty() {
+            let mut in_turn = HashSet::new();
+            self.waiting.retain(|&id| {
+                let is_next = next.len() < MAX_TOGETHER && in_turn.insert(tenant_of(id));
+                if is_next {
+                    next.push(id);
+                }
+                !is_next
+            });
+            served.extend(in_turn);
+        }
+        let (behind, before): (VecDeque<_>, VecDeque<_>) =
+            self.waiting.drain(..).partition(|&id| served.contains(&tenant_of(id)));
+        self.waiting = before;
+        self.waiting.extend(behind);
+        next
     }
 
     /// Whether [`Recalls::seek_after`] would name a place.
@@ -234,6 +256,20 @@ mod tests {
         assert_eq!(allowance.take(3, start + Duration::from_secs(101)), 3);
     }
 
+    #[test]
+    fn a_tenant_with_many_commands_keeps_nobody_elses_one_from_being_sought() {
+        let of = |tenant: u128, id| Mark { tenant: Uuid::from_u128(tenant), ..mark(id, 0) };
+        // Nine with a hundred each, more than are sought together; and one with one, after all of them.
+        let many = (0..900i64).map(|id| of(id.unsigned_abs() as u128 / 100, id));
+        let marks = Marks::new(many.chain([of(9, 900)]).collect());
+        let mut recalls = Recalls::new(&marks, 1_000, Instant::now());
+        let walks = [(); 3].map(|()| recalls.take_together(&marks));
+        assert_eq!(walks[0], [0, 100, 200, 300, 400, 500, 600, 700]);
+        assert_eq!(walks[1], [800, 900, 1, 101, 201, 301, 401, 501]);
+        assert_eq!(walks[2], [601, 701, 801, 2, 102, 202, 302, 402]);
+        assert_eq!(recalls.waiting.len(), 901 - 24);
+    }
+
     proptest! {
         #[test]
         fn every_retry_that_a_mark_covers_is_handed_out_once_in_the_order_of_arrival(
@@ -255,7 +291,7 @@ mod tests {
             let start = Position { due: DbInstant(-1), id: 0 };
             for step in 0..5_000u32 {
                 now += Duration::from_millis(100);
-                if let Some(after) = recalls.seek_after(start) {
+                if let Some(after) = recalls.seek_after(start, &marks) {
                     let rest: Vec<Candidate> = table.iter().filter(|row| row.position > after).take(page).cloned().collect();
                     for ended in recalls.saw(&marks, &rest, rest.len() < page) {
                         marks.advance(ended, ended);
