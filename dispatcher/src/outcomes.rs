@@ -18,6 +18,8 @@ use crate::{
 use floodway_runtime::{
     kafka::{KafkaError, KafkaSettings},
     served_producer::ServedProducer,
+    stall::AckWatch,
+    witness::Witness,
 };
 use floodway_schemas::{outcome::KIND_HEADER, topic::Topic};
 use rdkafka::{
@@ -30,7 +32,10 @@ use std::{
     collections::VecDeque,
     mem,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -63,9 +68,10 @@ pub(crate) struct Outcomes {
 struct Writer {
     kafka: KafkaSettings,
     topic: String,
-    /// Replaced after a fatal error of the idempotent producer.
+    /// Replaced after a fatal error of the idempotent producer, and when Kafka answers others and not this one.
     producer: RwLock<Arc<ServedProducer<OutcomeContext>>>,
     context: OutcomeContext,
+    witness: Witness,
 }
 
 #[derive(Clone)]
@@ -73,6 +79,7 @@ struct OutcomeContext {
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     health: Arc<KafkaHealth>,
+    acknowledged: Arc<AtomicU64>,
 }
 
 impl OutcomeContext {
@@ -98,6 +105,8 @@ impl ProducerContext for OutcomeContext {
     fn delivery(&self, result: &DeliveryResult<'_>, held: Box<Unacknowledged>) {
         match result {
             Ok(_) => {
+                // Relaxed: the count stands for itself.
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
                 held.receipt.iter().for_each(Receipt::settle);
                 if held.was_refused {
                     self.queue.accepted();
@@ -119,12 +128,14 @@ impl Outcomes {
         health: Arc<KafkaHealth>,
     ) -> Result<Self, KafkaError> {
         let queue = Arc::new(Queue::default());
-        let context = OutcomeContext { queue: Arc::clone(&queue), metrics, health };
+        let context =
+            OutcomeContext { queue: Arc::clone(&queue), metrics, health, acknowledged: Arc::default() };
         let writer = Arc::new(Writer {
             kafka: kafka.clone(),
             topic: kafka.topic(Topic::Outcomes),
             producer: RwLock::new(Arc::new(new_producer(kafka, &context)?)),
             context,
+            witness: Witness::new(kafka),
         });
         let writing = Arc::clone(&writer);
         let thread =
@@ -208,6 +219,7 @@ impl Writer {
         let mut work = Work::default();
         let mut payload = Vec::new();
         let mut again = Again::default();
+        let mut acks = AckWatch::default();
         loop {
             let pause = if work.settled.is_empty() { again.left() } else { FULL_PAUSE };
             if !self.context.queue.take(&mut work, pause) {
@@ -221,7 +233,7 @@ impl Writer {
             }
             payload.shrink_to(KEPT_BYTES);
             if again.is_time(!work.untaken.is_empty()) {
-                self.replace_after_fatal_error();
+                self.replace_if_of_no_use(&mut acks);
                 self.write_again(&mut work.untaken);
             }
         }
@@ -290,13 +302,24 @@ impl Writer {
         })
     }
 
-    /// The idempotent producer is of no use after a fatal error: a new one takes its place. What the old one held comes back as failed.
-    fn replace_after_fatal_error(&self) {
+    /// The idempotent producer is of no use after a fatal error, nor when it gets no acknowledgement any more although Kafka answers others: a
+    /// new one takes its place. What the old one held comes back as failed. Called when outcomes were not taken.
+    fn replace_if_of_no_use(&self, acks: &mut AckWatch) {
         let producer = self.producer();
-        let Some((code, reason)) = producer.client().fatal_error() else { return };
-        tracing::error!(%code, reason, "the producer of outcomes failed for good and is replaced");
+        let is_silent = acks.look(self.context.acknowledged.load(Ordering::Relaxed), 0, true, Instant::now());
+        if let Some((code, reason)) = producer.client().fatal_error() {
+            tracing::error!(%code, reason, "the producer of outcomes failed for good and is replaced");
+        } else if is_silent && self.witness.contradicts(acks.blindness()) {
+            tracing::error!("the producer of outcomes gets no answer, and others do: it is replaced");
+        } else {
+            return;
+        }
         match new_producer(&self.kafka, &self.context) {
-            Ok(fresh) => *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
+            Ok(fresh) => {
+                *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+                acks.replaced(0);
+                ServedProducer::retire(producer);
+            }
             Err(error) => self.context.health.down(format!("producer of outcomes: {error}")),
         }
     }

@@ -5,6 +5,8 @@
 //! what changed and return. Ownership does not rest on the group: a shard's thread takes over in the database, and a
 //! member that the group gave up finds its writes refused there. So a revoked shard need not be handed over while
 //! the rebalance waits; its thread drains on its own, and the next owner's takeover cuts it short.
+//!
+//! A member whose consumer finds no broker although others do has no say in the group any more: it ends its threads and joins anew.
 
 use crate::{
     dependency::Reporter,
@@ -12,7 +14,7 @@ use crate::{
     shard::{self, End, Shared, lock},
     stop::{Ending, Stop},
 };
-use floodway_runtime::kafka::KafkaSettings;
+use floodway_runtime::{kafka::KafkaSettings, stall::Blindness};
 use floodway_schemas::topic::Topic;
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
@@ -103,12 +105,21 @@ struct Members {
 
 /// Keeps a thread for every assigned shard until told to end.
 pub(crate) fn run(shared: &Arc<Shared>, kafka: &KafkaSettings, stop: &Stop) -> Result<(), Error> {
+    while stop.requested().is_none() {
+        be_member(shared, kafka, stop)?;
+    }
+    Ok(())
+}
+
+/// The same for as long as the group's consumer finds brokers.
+fn be_member(shared: &Arc<Shared>, kafka: &KafkaSettings, stop: &Stop) -> Result<(), Error> {
     use rdkafka::config::FromClientConfigAndContext;
     let consumer = BaseConsumer::from_config_and_context(&kafka.consumer(GROUP), Assignments::default())?;
     let topic = kafka.topic(Topic::Outcomes);
     consumer.subscribe(&[&topic])?;
     let mut members = Members { shared: Arc::clone(shared), assigned: BTreeMap::new(), leaving: Vec::new() };
     let mut hinted_at = Instant::now();
+    let mut blindness = Blindness::default();
     let mut result = Ok(());
     while stop.requested().is_none() {
         if let Some(Err(error)) = consumer.poll(POLL_WAIT) {
@@ -119,8 +130,13 @@ pub(crate) fn run(shared: &Arc<Shared>, kafka: &KafkaSettings, stop: &Stop) -> R
         members.tend();
         if hinted_at.elapsed() >= HINT_INTERVAL {
             hinted_at = Instant::now();
-            probe(shared, &consumer, &topic);
+            let is_lost = probe(shared, &consumer, &topic, &mut blindness);
+            look_after_producer(shared);
             commit_hints(shared, &consumer, &topic);
+            if is_lost {
+                tracing::error!("the group's consumer finds no broker, and others do: it is replaced");
+                break;
+            }
         }
         if let Some(error) = shared.publisher.fatal() {
             result = Err(error.into());
@@ -207,14 +223,40 @@ fn join(shard: i32, running: Running) {
     }
 }
 
-fn probe(shared: &Shared, consumer: &BaseConsumer<Assignments>, topic: &str) {
+/// Asks whether Kafka is there. Whether it is, and has not answered this consumer for long.
+fn probe(
+    shared: &Shared,
+    consumer: &BaseConsumer<Assignments>,
+    topic: &str,
+    blindness: &mut Blindness,
+) -> bool {
     match consumer.fetch_metadata(Some(topic), PROBE_TIMEOUT) {
         Ok(metadata) => {
+            blindness.answered();
             shared.kafka_health.up(Reporter::Role);
             let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
             shared.learn_partitions(i32::try_from(partitions).unwrap_or(0));
+            false
         }
-        Err(error) => shared.kafka_health.down(Reporter::Role, error.to_string()),
+        Err(error) => {
+            shared.kafka_health.down(Reporter::Role, error.to_string());
+            blindness.unanswered(Instant::now()) && shared.witness.contradicts(blindness)
+        }
+    }
+}
+
+/// Replaces the producer of all shards if Kafka does not answer it any more.
+fn look_after_producer(shared: &Shared) {
+    match shared.publisher.replace_if_lost(&shared.witness) {
+        Ok(false) => {}
+        Ok(true) => {
+            shared.metrics.producer_rebuilds.increment(1);
+            tracing::error!(
+                "the producer got no acknowledgement, although Kafka answers others: it was replaced"
+            );
+        }
+        // Tried again at the next look.
+        Err(error) => tracing::error!(%error, "the producer could not be replaced"),
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) fenced: Counter,
     pub(crate) reconciled: Counter,
     pub(crate) reader_stalls: Counter,
+    pub(crate) producer_rebuilds: Counter,
     leases: [Counter; 2],
     commands: [Counter; 2],
     commands_passed_over: [Counter; PassedOver::ALL.len()],
@@ -94,6 +95,7 @@ impl Metrics {
             recalled: counter!("floodway_retry_recalled_total"),
             cancelled: counter!("floodway_retry_cancelled_total"),
             reader_stalls: counter!("floodway_retry_reader_stalls_total"),
+            producer_rebuilds: counter!("floodway_retry_producer_rebuilds_total"),
             partitions_missing: counter!("floodway_retry_partitions_missing_total"),
             partitions_ahead_hours: gauge!("floodway_retry_partitions_ahead_hours"),
             maintenance_failures: counter!("floodway_retry_maintenance_failures_total"),
@@ -204,7 +206,11 @@ fn describe() {
     describe_counter!("floodway_retry_cancelled_total", "Retries that a command cancelled, told in history.");
     describe_counter!(
         "floodway_retry_reader_stalls_total",
-        "Times that the client had stopped reading a shard's outcomes although there were more."
+        "Times that the client had stopped reading a shard's outcomes although there were more, or found no broker although others did."
+    );
+    describe_counter!(
+        "floodway_retry_producer_rebuilds_total",
+        "Producers replaced because Kafka did not answer them although it answered others."
     );
     describe_counter!("floodway_retry_partitions_missing_total", "Batches that had to wait for a partition.");
     describe_gauge!("floodway_retry_partitions_ahead_hours", "Hours for which every table has partitions.");

@@ -3,23 +3,28 @@
 //! One producer serves all shards. A batch of records shares one [`Acks`]; nobody waits in line for a single record, and
 //! a shard looks at its batch between other work. The producer gives every record up after its message timeout, so
 //! each batch completes.
+//!
+//! A producer that gets no acknowledgement any more although Kafka answers others is replaced, see [`floodway_runtime::stall`]. What it held
+//! counts as given up and is produced again.
 
 use floodway_runtime::{
     kafka::{KafkaSettings, MESSAGE_TIMEOUT_MS},
     served_producer::ServedProducer,
+    stall::AckWatch,
+    witness::Witness,
 };
 use floodway_schemas::topic::Topic;
 use floodway_store::retry::PendingRetry;
 use rdkafka::{
-    ClientContext,
+    ClientConfig, ClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseRecord, Producer, ProducerContext},
 };
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -78,8 +83,12 @@ pub(crate) struct Ticket {
     index: usize,
 }
 
-#[derive(Debug)]
-struct Reports;
+/// Counts reports.
+#[derive(Debug, Clone, Default)]
+struct Reports {
+    acknowledged: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+}
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -91,29 +100,66 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        ticket.acks.settle(ticket.index, result.as_ref().err().map(|(error, _)| error));
+        let error = result.as_ref().err().map(|(error, _)| error);
+        // Relaxed: the counts stand for themselves.
+        match error.map(KafkaError::rdkafka_error_code) {
+            None => self.acknowledged.fetch_add(1, Ordering::Relaxed),
+            // Says nothing about the producer.
+            Some(Some(RDKafkaErrorCode::MessageSizeTooLarge)) => 0,
+            Some(_) => self.failed.fetch_add(1, Ordering::Relaxed),
+        };
+        ticket.acks.settle(ticket.index, error);
     }
 }
 
 /// Produces for all shards.
 pub(crate) struct Publisher {
-    producer: ServedProducer<Reports>,
+    config: ClientConfig,
+    reports: Reports,
+    live: RwLock<Arc<ServedProducer<Reports>>>,
+    watch: Mutex<AckWatch>,
     due: String,
     dead_letters: String,
 }
 
 impl Publisher {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
-        use rdkafka::config::FromClientConfigAndContext;
+        let (config, reports) = (kafka.producer(), Reports::default());
         Ok(Self {
-            producer: ServedProducer::from_config_and_context(&kafka.producer(), Reports)?,
+            live: RwLock::new(Arc::new(config.create_with_context(reports.clone())?)),
+            config,
+            reports,
+            watch: Mutex::default(),
             due: kafka.topic(Topic::Due),
             dead_letters: kafka.topic(Topic::DeadLetters),
         })
     }
 
+    fn producer(&self) -> Arc<ServedProducer<Reports>> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the producer if it gets no acknowledgement any more, and the witness does get answers. Returns whether it did. Blocks.
+    pub(crate) fn replace_if_lost(&self, witness: &Witness) -> Result<bool, KafkaError> {
+        let failed = || self.reports.failed.load(Ordering::Relaxed);
+        let acknowledged = self.reports.acknowledged.load(Ordering::Relaxed);
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = self.producer().in_flight_count() > 0;
+        if !watch.look(acknowledged, failed(), waits, Instant::now())
+            || !witness.contradicts(watch.blindness())
+        {
+            return Ok(false);
+        }
+        let fresh = Arc::new(self.config.create_with_context(self.reports.clone())?);
+        let lost = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), fresh);
+        ServedProducer::retire(lost);
+        watch.replaced(failed());
+        Ok(true)
+    }
+
     /// Produces due retries of a shard, to the partition of its number.
     pub(crate) fn due(&self, shard: i32, rows: &[PendingRetry]) -> Arc<Acks> {
+        let producer = self.producer();
         let acks = Acks::of(rows.len());
         for (index, row) in rows.iter().enumerate() {
             let ticket = Box::new(Ticket { acks: Arc::clone(&acks), index });
@@ -121,7 +167,7 @@ impl Publisher {
                 .partition(shard)
                 .key(row.record_key.as_bytes())
                 .payload(row.record.as_slice());
-            self.send(record);
+            send(&producer, record);
         }
         acks
     }
@@ -131,31 +177,31 @@ impl Publisher {
         &self,
         letters: impl ExactSizeIterator<Item = (&'l str, &'l [u8])>,
     ) -> Arc<Acks> {
+        let producer = self.producer();
         let acks = Acks::of(letters.len());
         for (index, (key, value)) in letters.enumerate() {
             let ticket = Box::new(Ticket { acks: Arc::clone(&acks), index });
-            self.send(
-                BaseRecord::with_opaque_to(&self.dead_letters, ticket).key(key.as_bytes()).payload(value),
-            );
+            let record = BaseRecord::with_opaque_to(&self.dead_letters, ticket);
+            send(&producer, record.key(key.as_bytes()).payload(value));
         }
         acks
     }
 
     /// Why the producer will never produce again, if so: the process has to start anew.
     pub(crate) fn fatal(&self) -> Option<KafkaError> {
-        self.producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code))
+        self.producer().client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code))
     }
 
     /// Waits until nothing is in flight. Best effort: what is not acknowledged is produced again by the next owner.
     pub(crate) fn flush(&self, timeout: Duration) {
-        let _ = self.producer.flush(timeout);
+        let _ = self.producer().flush(timeout);
     }
+}
 
-    fn send(&self, record: BaseRecord<'_, [u8], [u8], Box<Ticket>>) {
-        if let Err((error, record)) = self.producer.send(record) {
-            let Ticket { acks, index } = *record.delivery_opaque;
-            acks.settle(index, Some(&error));
-        }
+fn send(producer: &ServedProducer<Reports>, record: BaseRecord<'_, [u8], [u8], Box<Ticket>>) {
+    if let Err((error, record)) = producer.send(record) {
+        let Ticket { acks, index } = *record.delivery_opaque;
+        acks.settle(index, Some(&error));
     }
 }
 

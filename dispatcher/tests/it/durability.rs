@@ -359,3 +359,33 @@ async fn an_unreachable_kafka_is_reported_and_is_no_reason_to_end() {
     context.shutdown.cancel();
     crate::world::within("end", running.join_next()).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatcher_whose_clients_have_lost_their_brokers_for_good_goes_on() {
+    let mut world = World::create(1).await;
+    let (relay, relayed) = world.topics.relayed();
+    let mut receiver = holding_receiver().await;
+    world.publish(&world.subscription(receiver.url("")));
+    let running = world.run_in(World::settings(), testing::context(relayed)).await;
+    world.send("held", "a");
+    assert_eq!(receiver.next().await.event_id(), "held");
+    tokio::task::block_in_place(|| relay.loses_clients());
+    let lost_at = Instant::now();
+    // Its outcome has no broker to go to, nor does the consumer have one to read the next event from.
+    receiver.open_gate();
+    world.send("next", "a");
+    let patience = 3 * DEADLINE;
+    while !receiver.rest().iter().any(|arrival| arrival.event_id() == "next") {
+        assert!(lost_at.elapsed() < patience, "nothing is delivered");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("delivers again after {:?}", lost_at.elapsed());
+    // The event that was held may have been delivered again: its outcome was not committed.
+    let (mut outcomes, mut settled) = (world.outcomes(), BTreeSet::new());
+    while settled.len() < 2 {
+        let seen = outcomes.seen.len();
+        let outcome = &outcomes.at_least(seen + 1).await[seen];
+        settled.insert(outcome["event_id"].as_str().unwrap().to_owned());
+    }
+    world.end(&[&running]).await;
+}

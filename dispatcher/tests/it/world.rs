@@ -99,7 +99,11 @@ impl World {
     }
 
     pub(crate) async fn run(&mut self, settings: Settings) -> Running {
-        let context = self.topics.context();
+        self.run_in(settings, self.topics.context()).await
+    }
+
+    /// Starts a dispatcher in a context of the test's making.
+    pub(crate) async fn run_in(&mut self, settings: Settings, context: Context) -> Running {
         let dispatcher = Dispatcher::bind(settings, context.clone()).await.unwrap();
         let abort = self.running.spawn(dispatcher.run());
         Running { context, abort }

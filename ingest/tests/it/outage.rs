@@ -8,7 +8,7 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 use serde_json::json;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpSocket, TcpStream},
@@ -97,6 +97,41 @@ async fn eventually_checked(kafka: &KafkaSettings, right: bool) {
     while topics::check(kafka, &[Topic::Events]).await.is_ok() != right {
         assert!(Instant::now() < deadline, "the broker does not show the setting");
     }
+}
+
+/// Longer than it takes to notice that clients have lost their brokers, and to replace them.
+const LOST_PATIENCE: Duration = Duration::from_secs(180);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_its_clients_have_lost_their_brokers_for_good_every_request_is_answered_and_events_are_taken_again()
+ {
+    let topics = TestTopics::create(crate::harness::PARTITIONS).await;
+    let sender = Sender::new();
+    configure(&topics.kafka, &sender.changes());
+    let (relay, _) = topics.relayed();
+    let context = context_at(&topics, relay.brokers());
+    let ingest = TestIngest::start_in(settings(), context, topics, sender).await;
+    ingest.ready().await;
+    assert_eq!(ingest.post(r#"{"type":"a"}"#).await.status, 202);
+
+    let lost_at = Instant::now();
+    tokio::task::block_in_place(|| relay.loses_clients());
+    let mut refused = 0;
+    loop {
+        // Each is answered long before the client that waits for it would give up.
+        let reply = tokio::time::timeout(PATIENCE, ingest.post(r#"{"type":"a"}"#)).await.unwrap();
+        if reply.status == 202 {
+            break;
+        }
+        assert_eq!(reply.status, 503, "{reply:?}");
+        refused += 1;
+        assert!(lost_at.elapsed() < LOST_PATIENCE, "no event is taken; {refused} were refused");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("events are taken again after {:?}, {refused} were refused", lost_at.elapsed());
+    ingest.ready().await;
+    assert_eq!(ingest.post(r#"{"type":"a"}"#).await.status, 202);
+    ingest.finish().await;
 }
 
 async fn forward(listener: TcpListener, broker: String) {

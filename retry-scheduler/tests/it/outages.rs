@@ -279,3 +279,25 @@ async fn retries_that_fell_due_while_nobody_was_there_fire_at_once() {
     scheduler.stop().await;
     tokio::time::timeout(Duration::from_secs(30), world.end()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_whose_clients_have_lost_their_brokers_for_good_loses_no_retry() {
+    let world = World::new(2).await;
+    let (relay, relayed) = world.topics.relayed();
+    let running = world.start_in(settings(), testing::context(relayed), world.pool()).await;
+    // One is produced; another is in memory, and due when the producer has no broker.
+    world.write(0, &[retry(1, 0), retry(2, 8_000)]);
+    world.read_due(1).await;
+    world.number_becomes("SELECT max(next_offset) FROM retry_shard", |next| next == 2).await;
+    tokio::task::block_in_place(|| relay.loses_clients());
+    let lost_at = std::time::Instant::now();
+    // These the readers have to find.
+    world.write(0, &[retry(3, 0)]);
+    world.write(1, &[retry(4, 0)]);
+    world.due_becomes_long(4).await;
+    println!("all retries are on their way after {:?}", lost_at.elapsed());
+    assert_eq!(retry_keys(&world.read_due(4).await).len(), 4);
+    running.health_becomes("kafka", |reason| reason.is_none()).await;
+    running.stop().await;
+    world.end().await;
+}

@@ -126,7 +126,10 @@ impl World {
     }
 
     pub(crate) async fn start_with(&self, settings: Settings, pool: Pool) -> Running {
-        let context: Context = self.topics.context();
+        self.start_in(settings, self.topics.context(), pool).await
+    }
+
+    pub(crate) async fn start_in(&self, settings: Settings, context: Context, pool: Pool) -> Running {
         let (shutdown, health) = (context.shutdown.clone(), context.health.clone());
         let scheduler = RetryScheduler::bind(settings, context, pool).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -236,6 +239,24 @@ impl World {
     /// Reads `due` until `n` different retries were seen.
     pub(crate) async fn read_due(&self, n: usize) -> Vec<Record> {
         self.read(Topic::Due, move |records| records.len() >= n && retry_keys(records).len() >= n).await
+    }
+
+    /// Waits for so many records on `due`, for as long as it takes to replace clients that have lost their brokers.
+    pub(crate) async fn due_becomes_long(&self, n: i64) {
+        let topic = self.topics.kafka.topic(Topic::Due);
+        let partitions = topics_partitions(&self.producer, &topic);
+        let deadline = Instant::now() + 3 * DEADLINE;
+        loop {
+            let ends = (0..partitions).map(|partition| {
+                self.producer.client().fetch_watermarks(&topic, partition, DEADLINE).unwrap().1
+            });
+            let records: i64 = ends.sum();
+            if records >= n {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{records} of {n} records");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Members of the schedulers' group.
