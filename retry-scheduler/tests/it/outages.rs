@@ -286,7 +286,7 @@ async fn a_scheduler_whose_clients_have_lost_their_brokers_for_good_loses_no_ret
     let (relay, relayed) = world.topics.relayed();
     let running = world.start_in(settings(), testing::context(relayed), world.pool()).await;
     // One is produced; another is in memory, and due when the producer has no broker.
-    world.write(0, &[retry(1, 0), retry(2, 8_000)]);
+    world.write(0, &[retry(1, 0), retry(2, 20_000)]);
     world.read_due(1).await;
     world.number_becomes("SELECT max(next_offset) FROM retry_shard", |next| next == 2).await;
     tokio::task::block_in_place(|| relay.loses_clients());

@@ -19,8 +19,10 @@ const CHUNK: usize = 64 * 1024;
 /// Topics, and partitions of each, that are added to an answer without brokers.
 const MANY_TOPICS: usize = 300;
 const MANY_PARTITIONS: i32 = 300;
-/// So long clients are answered without brokers: longer than their pauses before they connect again.
-const LOSING: Duration = Duration::from_secs(4);
+/// So long clients are answered without brokers, and then as they should be: longer than their pauses before they connect again.
+const LOSING: Duration = Duration::from_millis(2_500);
+/// So often. Each time about one in ten gets away.
+const LOSSES: u32 = 3;
 /// Largest answer: more than clients ask for.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -75,15 +77,18 @@ impl KafkaRelay {
 
     /// Makes the clients that are connected lose their brokers, mostly for good (see [`crate::stall`]): closes their connections, and as long
     /// as they come again names no broker in answers about the cluster, like a broker that has just started and takes no part yet. Clients
-    /// that are made afterwards find the broker. Blocks for a moment.
+    /// that are made afterwards find the broker. Blocks for a quarter of a minute.
     ///
     /// The answers also name many topics that nobody asked for: librdkafka then takes so long for one that its last connection is closed
     /// meanwhile, as it is by chance anyway.
     pub fn loses_clients(&self) {
-        self.relaying.names_none.store(true, Ordering::Release);
-        self.cut();
-        thread::sleep(LOSING);
-        self.relaying.names_none.store(false, Ordering::Release);
+        for _ in 0..LOSSES {
+            self.relaying.names_none.store(true, Ordering::Release);
+            self.cut();
+            thread::sleep(LOSING);
+            self.relaying.names_none.store(false, Ordering::Release);
+            thread::sleep(LOSING);
+        }
     }
 
     /// Closes all connections. New ones work.
