@@ -45,19 +45,29 @@ const BEHIND_PAUSE: Duration = Duration::from_millis(20);
 /// So long a lane counts as full after it was found to be. When the process is the limit and no endpoint is, every lane is full most of
 /// the time, and takes something now and then.
 const FULL_MEMORY: Duration = Duration::from_millis(250);
+/// So long a lane that was full is not offered anything while it says that it still is ([`crate::lane::Lane::is_full`]).
+const VAIN_PAUSE: Duration = Duration::from_millis(100);
 /// What is held back is for many lanes when none has more than this part of it, written as its divisor.
 const MANY_LANES: usize = 4;
 
 /// What is held back of one partition.
 #[derive(Default)]
 pub(crate) struct Backlog {
-    /// By the lane that they wait for. Each counts as under way: a dispatcher that ends sees to them.
-    held: HashMap<LaneId, VecDeque<(Delivery, TaskTrackerToken)>>,
+    /// By the lane that they wait for.
+    held: HashMap<LaneId, Held>,
     /// How many they are together.
     count: usize,
     full: FullLanes,
     attention: Attention,
     offered_at: Option<Instant>,
+}
+
+/// What waits for one lane.
+struct Held {
+    /// In order. Each counts as under way: a dispatcher that ends sees to them.
+    waiting: VecDeque<(Delivery, TaskTrackerToken)>,
+    /// When the lane was last found full.
+    refused_at: Instant,
 }
 
 /// Lanes that were found full lately, and when.
@@ -115,7 +125,7 @@ impl Backlog {
         let capacity = capacity(deliverer);
         let is_crowded = self.count >= capacity
             && are_behind
-            && are_many(self.held.values().map(VecDeque::len), self.count);
+            && are_many(self.held.values().map(|held| held.waiting.len()), self.count);
         if is_crowded || self.attention.waits(self.count, capacity, &self.full, now) {
             Reading::Pauses(pause)
         } else {
@@ -128,14 +138,20 @@ impl Backlog {
         if self.count == 0 { longest } else { OFFER_PAUSE }
     }
 
+    /// Whether a delivery is to be taken without its lane having been asked: others wait for that lane, and there is room for more.
+    pub(crate) fn is_ahead_of(&self, delivery: &Delivery, deliverer: &Deliverer) -> bool {
+        self.held.contains_key(&delivery.lane_id()) && self.count < capacity(deliverer)
+    }
+
     /// Takes a delivery whose lane is full, or defers it.
     pub(crate) fn take(&mut self, delivery: Delivery, deliverer: &Deliverer) {
-        let lane = delivery.lane_id();
-        self.full.found(lane, Instant::now());
+        let (lane, now) = (delivery.lane_id(), Instant::now());
+        self.full.found(lane, now);
         match self.attention.excess(self.count, capacity(deliverer)) {
             Excess::Hold => {
                 self.count += 1;
-                self.held.entry(lane).or_default().push_back((delivery, deliverer.tasks.token()));
+                let held = self.held.entry(lane).or_insert_with(|| Held::found_full(now));
+                held.waiting.push_back((delivery, deliverer.tasks.token()));
             }
             Excess::Defer => deliverer.put_off(delivery),
         }
@@ -154,30 +170,50 @@ impl Backlog {
 
     /// Defers everything: the dispatcher ends.
     pub(crate) fn leave(self, deliverer: &Deliverer) {
-        self.held.into_values().flatten().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
+        self.into_deliveries().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
     /// Defers the batches, for events of other partitions may be in them. The rest is the next owner's.
     pub(crate) fn leave_batches(self, deliverer: &Deliverer) {
         let is_batch = |delivery: &Delivery| delivery.order.receipt.as_ref().is_some_and(Receipt::is_shared);
-        let batches = self.held.into_values().flatten().filter(|(delivery, _)| is_batch(delivery));
+        let batches = self.into_deliveries().filter(|(delivery, _)| is_batch(delivery));
         batches.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
     /// Offers everything to its lane, in order, until that has no room.
     fn offer_again(&mut self, deliverer: &Deliverer, now: Instant) {
         self.full.forget_old(now);
-        for (&lane, waiting) in &mut self.held {
-            while let Some((delivery, under_way)) = waiting.pop_front() {
+        for (&lane, held) in &mut self.held {
+            if held.is_in_vain(now) {
+                continue;
+            }
+            while let Some((delivery, under_way)) = held.waiting.pop_front() {
                 if let Taken::Full(delivery) = deliverer.offer(delivery) {
-                    waiting.push_front((delivery, under_way));
+                    held.waiting.push_front((delivery, under_way));
+                    held.refused_at = now;
                     self.full.found(lane, now);
                     break;
                 }
                 self.count -= 1;
             }
         }
-        self.held.retain(|_, waiting| !waiting.is_empty());
+        self.held.retain(|_, held| !held.waiting.is_empty());
+    }
+
+    fn into_deliveries(self) -> impl Iterator<Item = (Delivery, TaskTrackerToken)> {
+        self.held.into_values().flat_map(|held| held.waiting)
+    }
+}
+
+impl Held {
+    fn found_full(now: Instant) -> Self {
+        Self { waiting: VecDeque::new(), refused_at: now }
+    }
+
+    /// Whether to offer the first one now would only take time.
+    fn is_in_vain(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.refused_at) < VAIN_PAUSE
+            && self.waiting.front().is_some_and(|(delivery, _)| delivery.lane().is_full())
     }
 }
 

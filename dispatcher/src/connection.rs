@@ -3,6 +3,7 @@
 //! The task that makes a delivery reads and writes itself: an exchange wakes nobody else, and needs no other task.
 
 use crate::response::{Body, Framing, Head, InvalidResponse, MAX_HEAD_BYTES, Stage};
+use bytes::BufMut;
 use std::{
     future::poll_fn,
     io,
@@ -16,6 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::client::TlsStream;
+use tokio_util::io::poll_read_buf;
 
 /// Bodies up to this size are copied behind the head, so that one write takes both.
 const COPIED_BODY_BYTES: usize = 32 * 1024;
@@ -250,12 +252,9 @@ fn read_into(stream: &mut Stream, context: &mut Context<'_>, input: &mut Vec<u8>
     if filled >= 2 * MAX_HEAD_BYTES {
         return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
     }
-    input.resize(filled + READ_BYTES, 0);
-    let mut buffer = ReadBuf::new(&mut input[filled..]);
-    let read = stream.as_mut().poll_read(context, &mut buffer);
-    let count = buffer.filled().len();
-    input.truncate(filled + count);
-    read.map_ok(|()| count)
+    // Into the buffer's spare room, which need not be zeroed first.
+    input.reserve(READ_BYTES);
+    poll_read_buf(stream.as_mut(), context, &mut (&mut *input).limit(READ_BYTES))
 }
 
 impl Stream {

@@ -21,7 +21,10 @@ use crate::{
 use floodway_schemas::config::Subscription;
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +43,9 @@ const HELD_UP: Duration = Duration::from_secs(1);
 /// rate says how busy the process is, changes quickly, and putting deliveries off would make the process busier.
 const HELD_UP_AHEAD: u32 = 4;
 const HELD_UP_PATIENCE: u32 = 4;
+/// A lane that was full has room again when this part of what waited is left, written as its divisor: offers in between would be for one
+/// place each, and all but one partition's in vain.
+const ROOM: usize = 2;
 /// Weight of the newest interval in the estimate of the drain rate.
 const SMOOTHING: f64 = 0.1;
 
@@ -81,7 +87,11 @@ pub(crate) trait Returning {
 
 /// The lane of one subscription; `T` is a delivery.
 #[derive(Debug)]
-pub(crate) struct Lane<T>(Mutex<State<T>>);
+pub(crate) struct Lane<T> {
+    state: Mutex<State<T>>,
+    /// Whether it was full when something was last offered, and has not worked off enough since. Written with the state locked.
+    is_full: AtomicBool,
+}
 
 #[derive(Debug)]
 struct State<T> {
@@ -96,6 +106,8 @@ struct State<T> {
     returns: Option<Box<Returns>>,
     /// The turns of requests, if their rate is limited.
     pace: Option<Box<Pace>>,
+    /// How many waited when the lane was last full.
+    full_at: usize,
 }
 
 #[derive(Debug)]
@@ -167,7 +179,7 @@ pub(crate) struct Next<T> {
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             active: 0,
             waiting: VecDeque::new(),
             part: Amount::default(),
@@ -176,7 +188,9 @@ impl<T> Default for Lane<T> {
             breaker: Breaker::default(),
             returns: None,
             pace: None,
-        }))
+            full_at: 0,
+        };
+        Self { state: Mutex::new(state), is_full: AtomicBool::new(false) }
     }
 }
 
@@ -216,6 +230,8 @@ impl<T: Returning> Lane<T> {
         let is_soon = state.expected_wait(limits, now) <= ahead.as_secs_f64();
         if !(within_share && is_soon && held < bound + limits.queue) {
             if ((is_soon || is_held_up) && state.drain.flows(now)) || state.drain.is_young(now) {
+                state.full_at = state.waiting.len();
+                self.is_full.store(true, Ordering::Relaxed);
                 return Offer::Full(item);
             }
             let delay = state.drain.plan(held, bound, limits, now).mul_f64(1.0 + SPREAD * random);
@@ -263,6 +279,7 @@ impl<T: Returning> Lane<T> {
         }
         let start = state.next(limits, now);
         let more = if start.is_some() { state.next(limits, now) } else { None };
+        self.note_room(&state);
         if state.active == 0 {
             // The pause that follows says nothing about how fast the endpoint is, and there is room for whatever comes.
             state.drain.last = None;
@@ -278,7 +295,23 @@ impl<T: Returning> Lane<T> {
 
     /// Takes what waited for too long out of the lane. `random` is in `[0, 1)`.
     pub(crate) fn take_overdue(&self, limits: &Limits, now: Instant, random: f64) -> Vec<PutOff<T>> {
-        self.lock().take_overdue(limits, now, random)
+        let mut state = self.lock();
+        let overdue = state.take_overdue(limits, now, random);
+        self.note_room(&state);
+        overdue
+    }
+
+    /// Whether an offer would be in vain, as far as can be told at a glance. What else there may be room for, as when the budget becomes
+    /// larger, does not show here: to be asked for a moment only.
+    pub(crate) fn is_full(&self) -> bool {
+        // Relaxed: the flag stands for itself.
+        self.is_full.load(Ordering::Relaxed)
+    }
+
+    fn note_room(&self, state: &State<T>) {
+        if self.is_full() && state.waiting.len() <= state.full_at / ROOM {
+            self.is_full.store(false, Ordering::Relaxed);
+        }
     }
 
     /// When the next request begins of those that were started; `None` when it is not limited.
@@ -296,13 +329,14 @@ impl<T: Returning> Lane<T> {
     pub(crate) fn take_waiting(&self) -> Vec<T> {
         let mut state = self.lock();
         let waiting = std::mem::take(&mut state.waiting);
+        self.note_room(&state);
         waiting.iter().for_each(|waiting| state.part.remove(waiting.part));
         waiting.into_iter().map(|waiting| waiting.item).collect()
     }
 
     /// No critical section calls out: a panic elsewhere cannot leave one half done.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -514,6 +548,26 @@ mod tests {
 
     fn busy<T>(item: T, delay: Duration) -> Offer<T> {
         Offer::Defer(PutOff { item, delay, is_open: false })
+    }
+
+    #[test]
+    fn a_full_lane_says_so_until_half_of_what_waited_is_worked_off() {
+        let (lane, now) = (Lane::default(), Instant::now());
+        let limits = Limits { queue: 4, ..LIMITS };
+        let offer = |number: i32| lane.offer(number, Amount::one(1), PLENTY, &limits, now, 0.0);
+        let finish = || lane.finish(Amount::one(1), Fared::Well, &limits, now, now, 0.0).start;
+        while !matches!(offer(0), Offer::Full(_)) {
+            assert!(!lane.is_full());
+        }
+        assert!(lane.is_full());
+        finish();
+        assert!(lane.is_full());
+        finish();
+        assert!(!lane.is_full(), "two of four are left");
+        assert_eq!(offer(0), Offer::Wait);
+        while !matches!(offer(0), Offer::Full(_)) {}
+        assert_eq!(lane.take_waiting().len(), 4);
+        assert!(!lane.is_full());
     }
 
     #[test]

@@ -55,14 +55,14 @@ impl Settled {
             exchange: verdict.exchange.clone(),
             record: order.record,
             batch: event.batched(order.record && *kind == OutcomeKind::Delivered),
-            // The envelope was JSON when it was decoded.
-            event: match kind {
-                OutcomeKind::Delivered => None,
-                _ => serde_json::from_slice(&event.envelope).ok(),
-            },
+            event: None,
         };
         payload.clear();
-        serde_json::to_writer(payload, &outcome)?;
+        match kind {
+            OutcomeKind::Delivered => serde_json::to_writer(payload, &outcome)?,
+            // The envelope was JSON when it was decoded.
+            _ => outcome.encode_with_event(&event.envelope, payload)?,
+        }
         Ok(outcome.record_key())
     }
 }

@@ -227,7 +227,7 @@ impl Router {
 
     fn send_all_off(&self, batches: Vec<Delivery>) {
         for batch in batches {
-            if let Taken::Full(batch) = self.send_off(batch) {
+            if let Taken::Full(batch) = self.send_off(batch, None) {
                 self.deliverer.put_off(batch);
             }
         }
@@ -408,7 +408,7 @@ impl Router {
             {
                 self.join(Delivery { order, endpoint, received, via: Via::Main }, &policy, backlog)
             }
-            target => self.dispose(order, target, received),
+            target => self.dispose(order, target, received, Some(backlog)),
         }
     }
 
@@ -416,7 +416,7 @@ impl Router {
     fn join(&self, delivery: Delivery, policy: &BatchPolicy, backlog: &mut Backlog) -> Taken {
         let lane = delivery.lane_id();
         for batch in self.batches.add(delivery, policy, Instant::now()) {
-            if let Taken::Full(batch) = self.send_off(batch) {
+            if let Taken::Full(batch) = self.send_off(batch, Some(backlog)) {
                 backlog.take(batch, &self.deliverer);
             }
         }
@@ -424,23 +424,27 @@ impl Router {
     }
 
     /// What becomes of a batch that is closed, by what its subscription is by now.
-    fn send_off(&self, batch: Delivery) -> Taken {
+    fn send_off(&self, batch: Delivery, backlog: Option<&Backlog>) -> Taken {
         let Delivery { order, received, .. } = batch;
         let (id, tenant) = (order.subscription, order.event.tenant);
         let target = match self.subscriptions.get(id).filter(|known| known.subscription.tenant == tenant) {
             Some(endpoint) => Target::Endpoint(endpoint),
             None => Target::Unknown(id),
         };
-        self.dispose(order, target, received)
+        self.dispose(order, target, received, backlog)
     }
 
-    /// Offers a delivery to its lane, or settles it without an attempt.
-    fn dispose(&self, order: Order, target: Target, received: Instant) -> Taken {
+    /// Offers a delivery to its lane, unless others in the partition's backlog wait for that, or settles it without an attempt.
+    fn dispose(&self, order: Order, target: Target, received: Instant, backlog: Option<&Backlog>) -> Taken {
         let (since, now) = (order.since, clock::now());
         match target {
             Target::Endpoint(endpoint) => match endpoint.subscription.state {
                 SubscriptionState::Active => {
-                    return self.deliverer.offer(Delivery { order, endpoint, received, via: Via::Main });
+                    let delivery = Delivery { order, endpoint, received, via: Via::Main };
+                    if backlog.is_some_and(|backlog| backlog.is_ahead_of(&delivery, &self.deliverer)) {
+                        return Taken::Full(delivery);
+                    }
+                    return self.deliverer.offer(delivery);
                 }
                 _ if now > endpoint.subscription.retry.expires_at(since) => {
                     self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));

@@ -94,7 +94,7 @@ impl Tracker {
 
     /// Counts one delivery of the record at `offset` as done. Returns whether the window became shorter.
     pub(crate) fn complete(&mut self, offset: i64) -> bool {
-        let index = self.window.partition_point(|entry| entry.offset < offset);
+        let index = self.index_of(offset);
         let Some(entry) = self.window.get_mut(index).filter(|entry| entry.offset == offset) else {
             return false;
         };
@@ -123,8 +123,18 @@ impl Tracker {
     /// `many` unsettled records, and this one is not in its newest quarter.
     pub(crate) fn is_pressing(&self, offset: i64, long: usize, many: usize) -> bool {
         let newest = self.window.len() / 4;
-        (self.window.len() > long || self.open > many)
-            && self.window.partition_point(|entry| entry.offset < offset) + newest < self.window.len()
+        (self.window.len() > long || self.open > many) && self.index_of(offset) + newest < self.window.len()
+    }
+
+    /// Where in the window the record at `offset` is, or would be. One step in a log without gaps, and a search where there are some:
+    /// it can only be further to the front then.
+    fn index_of(&self, offset: i64) -> usize {
+        let distance = self.window.front().map_or(0, |first| offset.saturating_sub(first.offset));
+        let guess = usize::try_from(distance).unwrap_or(0).min(self.window.len());
+        match self.window.get(guess) {
+            Some(entry) if entry.offset == offset => guess,
+            _ => self.window.partition_point(|entry| entry.offset < offset),
+        }
     }
 
     /// Changes whenever [`Tracker::progress_of`] may have changed.
