@@ -1,5 +1,6 @@
 //! What another tenant's backlog for an endpoint that hangs does to a tenant whose endpoint is well: while it is passed over,
-//! and when it lies with the retry scheduler.
+//! and when it lies with the retry scheduler. And how fast the dispatcher passes it over when it need not share its CPUs with the
+//! scheduler and PostgreSQL, which store it meanwhile.
 
 use super::{
     endpoints::subscribe,
@@ -29,6 +30,8 @@ const RATE: f64 = 100.0;
 const PIECE: Duration = Duration::from_secs(2);
 /// The part of the backlog over which its rate is told.
 const MEASURED: (f64, f64) = (0.05, 0.95);
+/// Between two looks at how much was passed on.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time for the backlog to be passed over.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Group and type of the tenant that is well.
@@ -46,10 +49,7 @@ pub(super) async fn measure(stage: &mut Stage<'_>, scenario: &Scenario) -> Resul
     let well = target.tenant.clone();
     subscribe(target, &well, stage.sink.url(0, "/ok/0", WELL), WELL_TYPE.to_owned()).await?;
 
-    let mut plan = stage.plan(HUNG_TYPE, Vec::new(), Arrival::Closed, Length::Events(stage.timing.backlog));
-    plan.key = key;
-    plan.workload.stamped = false;
-    let backlog = stage.fill(plan, stage.timing.backlog).await?.acknowledged;
+    let backlog = fill(stage, &key).await?;
 
     let growth = Growth::watch(&stage.bench.site.brokers, &target.outcomes_topic())?;
     stage.installation.spawn_role("dispatcher")?;
@@ -81,6 +81,7 @@ pub(super) async fn measure(stage: &mut Stage<'_>, scenario: &Scenario) -> Resul
     let recording = sampler.stop();
     let usage = recording.usage(Subject::Server, begun, until).unwrap_or_default();
 
+    let alone = without_scheduler(stage, scenario, &key).await?;
     let rate = passed.rate(MEASURED, backlog as f64);
     let time = |name: &str, micros: u64| Figure::new(name, Unit::Micros, micros as f64);
     let mut figures = Vec::new();
@@ -95,9 +96,43 @@ pub(super) async fn measure(stage: &mut Stage<'_>, scenario: &Scenario) -> Resul
         time("p99 of that", during.p99),
         Figure::new("peak RSS", Unit::Bytes, usage.peak_bytes as f64),
     ]);
+    figures.extend(
+        alone.map(|rate| {
+            Figure::new("records/s passed on, the retry scheduler stopped", Unit::PerSecond, rate)
+        }),
+    );
     let missed =
         rate.is_none().then(|| "the backlog was not passed over in time, so there is no rate".to_owned());
     Ok(Found { figures, accounts, doubts: missed.into_iter().collect(), ..Found::default() })
+}
+
+/// Fills the log with events for the endpoint that hangs, and returns how many they are.
+async fn fill(stage: &mut Stage<'_>, key: &str) -> Result<u64, BenchError> {
+    let mut plan = stage.plan(HUNG_TYPE, Vec::new(), Arrival::Closed, Length::Events(stage.timing.backlog));
+    plan.key = key.to_owned();
+    plan.workload.stamped = false;
+    Ok(stage.fill(plan, stage.timing.backlog).await?.acknowledged)
+}
+
+/// Records a second that the dispatcher passes on while nobody stores them.
+async fn without_scheduler(
+    stage: &mut Stage<'_>,
+    scenario: &Scenario,
+    key: &str,
+) -> Result<Option<f64>, BenchError> {
+    stage.installation.stop_role("dispatcher").await;
+    stage.installation.stop_role("retry-scheduler").await;
+    let backlog = fill(stage, key).await? as f64;
+    let growth = Growth::watch(&stage.bench.site.brokers, &stage.target.outcomes_topic())?;
+    stage.installation.spawn_role("dispatcher")?;
+    let begun = Instant::now();
+    while (growth.added() as f64) < MEASURED.1 * backlog && begun.elapsed() < PATIENCE {
+        let passed = count(growth.added());
+        stage.live.update(format!("{}, the retry scheduler stopped: {passed} passed on", scenario.name));
+        stage.installation.check().await?;
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    Ok(growth.stop().rate(MEASURED, backlog))
 }
 
 /// Events of the tenant that is well, for some time.

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     bench::{
         BenchError,
-        figures::{Account, Figure, Found, Goal, Unit},
+        figures::{Account, Figure, Found, Goal, Unit, together},
         installation::free_ports,
     },
     load::{self, Arrival, Length, Progress, Quantiles},
@@ -28,14 +28,25 @@ const OTHERS_TYPE: &str = "load.others";
 const ONE_TYPE: &str = "load.one";
 
 /// One run: with a bad endpoint or without.
+#[derive(Clone)]
 struct Seen {
     latency: Quantiles,
+    /// CPU microseconds of the dispatcher per event.
     cost: f64,
+    /// Share of the machine's CPU time that was not idle.
+    busy: f64,
     account: Account,
     doubts: Vec<String>,
 }
 
-/// Measures the others without a bad endpoint, with each of the scenarios' ones, and without one again.
+/// A run with a bad endpoint, and those without one before and after it.
+struct Compared {
+    bad: Seen,
+    without: [Seen; 2],
+}
+
+/// Measures the others with each of the scenarios' bad endpoints, in as many rounds as the profile says. A run without one precedes and
+/// follows each of these, and it is compared with these two: what the machine does in a minute tells nothing about the next.
 pub(super) async fn measure(
     stage: &mut Stage<'_>,
     scenarios: &[(Scenario, Badness)],
@@ -47,39 +58,60 @@ pub(super) async fn measure(
         subscribe(stage.target, &tenant, url, numbered(OTHERS_TYPE, number)).await?;
     }
     stage.warm_up(OTHERS_TYPE, others().collect(), OTHERS).await?;
-    let before = with(stage, None, "isolation: without a bad endpoint").await?;
-    let mut seen = Vec::new();
-    for (scenario, badness) in scenarios {
-        seen.push((*scenario, with(stage, Some(*badness), scenario.name).await?));
+    let rounds = stage.timing.runs;
+    let mut runs: Vec<Vec<Compared>> = scenarios.iter().map(|_| Vec::new()).collect();
+    let mut before = with(stage, None, "isolation: without a bad endpoint").await?;
+    for round in 1..=rounds {
+        for ((scenario, badness), runs) in scenarios.iter().zip(&mut runs) {
+            let label = format!("{} {round}/{rounds}", scenario.name);
+            let bad = with(stage, Some(*badness), &label).await?;
+            let after = with(stage, None, "isolation: without a bad endpoint").await?;
+            runs.push(Compared { bad, without: [before, after.clone()] });
+            before = after;
+        }
     }
-    let after = with(stage, None, "isolation: without a bad endpoint, again").await?;
-    let without = [&before, &after];
-    Ok(seen.into_iter().map(|(scenario, seen)| found(stage, &scenario, seen, without)).collect())
+    Ok(scenarios.iter().zip(runs).map(|((scenario, _), runs)| found(stage, scenario, runs)).collect())
 }
 
 fn others() -> std::ops::Range<u32> {
     1..MANY_ENDPOINTS
 }
 
-fn found(stage: &Stage<'_>, scenario: &Scenario, seen: Seen, without: [&Seen; 2]) -> Found {
-    let p99 = without.map(|seen| seen.latency.p99 as f64);
-    let mean = (p99[0] + p99[1]) / 2.0;
-    let mut figures = vec![
-        Figure::new("p99 ÷ without", Unit::Times, seen.latency.p99 as f64 / mean.max(1.0)).goal(RATIO_GOAL),
-        Figure::new("p99 without, before", Unit::Micros, p99[0]),
-        Figure::new("p99 without, after", Unit::Micros, p99[1]),
-    ];
-    figures.extend(latency_figures(seen.latency));
-    figures.push(Figure::new("CPU-µs/event", Unit::CpuMicros, seen.cost));
-    let costs = without.iter().map(|seen| seen.cost).sum::<f64>() / 2.0;
-    figures.push(Figure::new("CPU-µs/event without", Unit::CpuMicros, costs));
-    Found {
+fn found(stage: &Stage<'_>, scenario: &Scenario, runs: Vec<Compared>) -> Found {
+    let figures = together(runs.iter().map(Compared::figures).collect());
+    let mut found = Found {
         name: scenario.name.to_owned(),
         title: scenario.title(stage.timing),
         figures,
-        accounts: vec![seen.account],
-        doubts: seen.doubts,
-        failed: None,
+        ..Found::default()
+    };
+    for run in runs {
+        found.accounts.push(run.bad.account);
+        found.doubts.extend(run.bad.doubts);
+    }
+    found.doubts.dedup();
+    found
+}
+
+impl Compared {
+    fn figures(&self) -> Vec<Figure> {
+        let p99 = self.without.each_ref().map(|seen| seen.latency.p99 as f64);
+        let mean = f64::midpoint(p99[0], p99[1]).max(1.0);
+        let costs = self.without.each_ref().map(|seen| seen.cost);
+        let mut figures = vec![
+            Figure::new("p99 ÷ without", Unit::Times, self.bad.latency.p99 as f64 / mean).goal(RATIO_GOAL),
+            Figure::new("p99 without, mean of before and after", Unit::Micros, mean),
+            Figure::new("p99 without, after ÷ before", Unit::Times, p99[1] / p99[0].max(1.0)),
+        ];
+        figures.extend(latency_figures(self.bad.latency));
+        figures.push(Figure::new("CPU-µs/event", Unit::CpuMicros, self.bad.cost));
+        let without = f64::midpoint(costs[0], costs[1]);
+        figures.push(Figure::new("CPU-µs/event without", Unit::CpuMicros, without));
+        let busy = |seen: &Seen| seen.busy * 100.0;
+        figures.push(Figure::new("machine busy", Unit::Percent, busy(&self.bad)));
+        let without = f64::midpoint(busy(&self.without[0]), busy(&self.without[1]));
+        figures.push(Figure::new("machine busy without", Unit::Percent, without));
+        figures
     }
 }
 
@@ -113,5 +145,5 @@ async fn with(stage: &mut Stage<'_>, badness: Option<Badness>, label: &str) -> R
     stage.target.admin.delete_subscription(&tenant, &subscription).await?;
     let events = run.accepted + sent.report.totals.accepted;
     let cost = per_delivery(Some(run.server), events as f64);
-    Ok(Seen { latency, cost, account, doubts: run.invalid_because })
+    Ok(Seen { latency, cost, busy: run.machine_busy, account, doubts: run.invalid_because })
 }
