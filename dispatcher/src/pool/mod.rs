@@ -9,19 +9,23 @@
 //! speaks shows when the first connection to it is made: the tenant's other requests wait for that for a moment, and use the
 //! connection if they can.
 
+mod host;
+mod lease;
+
+pub(crate) use lease::Lease;
+
 use crate::{
-    connect::{ConnectError, Connector, Dial, Established, Offer},
-    connection::{Answer, Connection, ExchangeError, Noted},
+    connect::{ConnectError, Connector, Dial, Offer},
+    connection::Connection,
     metrics::PoolMetrics,
     session::{Opened, Session},
     target::Origin,
 };
-use bytes::Bytes;
 use floodway_schemas::ids::TenantId;
+use host::{Host, Idle, Shared, Speaks, age};
+use lease::Held;
 use std::{
     collections::{HashMap, VecDeque},
-    mem,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,10 +37,6 @@ const SHARE: usize = 4;
 /// Longest wait for another request's connection that may turn out to be for both: enough for a handshake with the other side of the
 /// world, and little beside the timeout of an attempt if there is no answer at all.
 const PROTOCOL_WAIT: Duration = Duration::from_secs(1);
-/// How long a connection that many requests share gets further ones, at most and at least: always in use, it would never follow an
-/// endpoint that moves to another address. Between the two by chance, so that connections made together are not made anew together.
-const MAX_AGE: Duration = Duration::from_secs(5 * 60);
-const MIN_AGE: Duration = Duration::from_secs(4 * 60);
 
 /// What bounds a worker's connections.
 #[derive(Debug, Clone, Copy)]
@@ -68,74 +68,6 @@ struct State {
     open: usize,
     /// Of these unused.
     idle: usize,
-}
-
-#[derive(Default)]
-struct Host {
-    /// The one that was used last is at the end.
-    idle: VecDeque<Idle>,
-    /// Connections that many requests share. More than one per tenant only while requests of earlier ones are under way.
-    shared: Vec<Shared>,
-    open: usize,
-    /// Of these being made, by whose request.
-    connecting: Vec<TenantId>,
-    speaks: Speaks,
-    /// Who waits for one of them, or for a place on another tenant's.
-    waiting: VecDeque<oneshot::Sender<()>>,
-    /// Who waits to see which protocol it speaks.
-    curious: Vec<oneshot::Sender<()>>,
-}
-
-/// What is known of the protocol that a server chooses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Speaks {
-    /// Perhaps HTTP/2.
-    #[default]
-    Any,
-    /// HTTP/1.1 when it was asked last.
-    Http1,
-    /// It chose HTTP/2, and then asked for HTTP/1.1: it is not asked again.
-    Http1Only,
-}
-
-struct Idle {
-    connection: Connection,
-    since: Instant,
-}
-
-struct Shared {
-    session: Arc<Session>,
-    /// Whose requests it is for, first of all.
-    tenant: TenantId,
-    /// Requests under way.
-    requests: usize,
-    /// Who waits for a place on it, of the same tenant.
-    waiting: VecDeque<oneshot::Sender<()>>,
-    /// Gets no further ones.
-    is_retired: bool,
-    /// When it was used last.
-    since: Instant,
-    /// From when on it gets no further ones.
-    old_at: Instant,
-}
-
-/// A connection in use, or the room for one. It is closed when dropped, unless it is [kept](Lease::keep) or others use it, too.
-pub(crate) struct Lease<'p> {
-    pool: &'p Pool,
-    origin: &'p Origin,
-    held: Held,
-    is_reused: bool,
-}
-
-enum Held {
-    /// Room for a connection, which the pool counts.
-    Room,
-    /// A connection of its own, which the pool counts.
-    Own(Connection),
-    /// A place on a connection that others use, too.
-    Place(Arc<Session>),
-    /// Nothing any more.
-    Nothing,
 }
 
 /// Waits for a connection to become free.
@@ -464,188 +396,6 @@ impl State {
     }
 }
 
-impl Host {
-    /// Tells the first one who still waits for any connection that there is something to find.
-    fn wake_one(&mut self) {
-        wake_one(&mut self.waiting);
-    }
-
-    /// The same after a place on a tenant's connection became free: its own requests come first.
-    fn wake_for(&mut self, tenant: TenantId) {
-        let own = self.shared.iter_mut().find(|shared| shared.tenant == tenant && !shared.is_retired);
-        if !own.is_some_and(|shared| wake_one(&mut shared.waiting)) {
-            self.wake_one();
-        }
-    }
-
-    /// Takes shared connections that came to their end out of use; returns how many were unused and are gone.
-    fn retire_unusable(&mut self, now: Instant) -> usize {
-        let before = self.shared.len();
-        self.shared.retain_mut(|shared| {
-            if !shared.is_retired && !shared.is_fresh(now) {
-                shared.retire();
-            }
-            !shared.is_retired || shared.requests > 0
-        });
-        before - self.shared.len()
-    }
-}
-
-impl Shared {
-    fn has_room(&self, per_host: usize) -> bool {
-        !self.is_retired && self.requests < per_host
-    }
-
-    /// Whether it may get further requests at all.
-    fn is_fresh(&self, now: Instant) -> bool {
-        now < self.old_at && self.session.is_usable()
-    }
-
-    fn take_place(&mut self) -> Arc<Session> {
-        self.requests += 1;
-        Arc::clone(&self.session)
-    }
-
-    /// Takes it out of use; who waits for a place on it looks again.
-    fn retire(&mut self) {
-        self.is_retired = true;
-        self.waiting.clear();
-    }
-}
-
-/// Tells the first one who still waits that there is something to find. Whether there was one.
-fn wake_one(waiting: &mut VecDeque<oneshot::Sender<()>>) -> bool {
-    while let Some(first) = waiting.pop_front() {
-        if first.send(()).is_ok() {
-            return true;
-        }
-    }
-    false
-}
-
-/// How long a shared connection gets further requests; `chance` is from 0 to 1.
-fn age(chance: f64) -> Duration {
-    MIN_AGE + (MAX_AGE - MIN_AGE).mul_f64(chance)
-}
-
-impl Lease<'_> {
-    /// Makes a connection for which there is room.
-    async fn connect(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
-        self.is_reused = false;
-        *dial = Dial::default();
-        let making = Making::new(self.pool, self.origin, tenant);
-        let offer = self.pool.offer(self.origin);
-        match self.pool.connector.connect(self.origin, tenant, offer, dial).await? {
-            Established::Http1(connection) => {
-                self.pool.note_http1(self.origin);
-                self.held = Held::Own(connection);
-            }
-            Established::Http2(opened) => {
-                if let Some((session, is_earlier)) = self.pool.share(self.origin, tenant, opened) {
-                    self.held = Held::Place(session);
-                    self.is_reused = is_earlier;
-                }
-            }
-        }
-        drop(making);
-        Ok(())
-    }
-
-    /// Takes another connection instead of this one, which is of no use: a new one, or one that others made meanwhile.
-    pub(crate) async fn replace(&mut self, tenant: TenantId, dial: &mut Dial) -> Result<(), ConnectError> {
-        match mem::replace(&mut self.held, Held::Nothing) {
-            Held::Own(_) | Held::Room => {
-                self.held = Held::Room;
-                self.connect(tenant, dial).await
-            }
-            Held::Place(session) => {
-                self.pool.leave(self.origin, &session, true);
-                *self = self.pool.connection(self.origin, tenant, dial).await?;
-                Ok(())
-            }
-            Held::Nothing => Ok(()),
-        }
-    }
-
-    /// Has the server spoken to in HTTP/1.1 from now on, for it said that it takes nothing else.
-    pub(crate) fn require_http1(&self) {
-        self.pool.require_http1(self.origin);
-    }
-
-    /// Makes a request over the connection, see [`Connection::exchange`] and [`Session::exchange`].
-    pub(crate) async fn exchange(
-        &mut self,
-        write_head: impl FnOnce(&mut Vec<u8>),
-        body: &Bytes,
-        noted: &mut Noted,
-    ) -> Result<Answer, ExchangeError> {
-        match &mut self.held {
-            Held::Own(connection) => connection.exchange(write_head, body, noted).await,
-            Held::Place(session) => {
-                let mut head = Vec::new();
-                write_head(&mut head);
-                Box::pin(session.exchange(head, body, noted)).await
-            }
-            Held::Room | Held::Nothing => Err(ExchangeError::Ended),
-        }
-    }
-
-    /// Whether it served a request before.
-    pub(crate) fn is_reused(&self) -> bool {
-        self.is_reused
-    }
-
-    /// Where the connection leads, if there is one.
-    fn address(&self) -> Option<SocketAddr> {
-        match &self.held {
-            Held::Own(connection) => Some(connection.address()),
-            Held::Place(session) => Some(session.address()),
-            Held::Room | Held::Nothing => None,
-        }
-    }
-
-    /// Gives the connection back for the next request.
-    pub(crate) fn keep(mut self, now: Instant) {
-        let connection = match mem::replace(&mut self.held, Held::Nothing) {
-            Held::Own(connection) => connection,
-            held => {
-                self.held = held;
-                return;
-            }
-        };
-        // Beyond the bounds it is closed: dropping the lease counts it off.
-        self.held = Held::Room;
-        let mut state = self.pool.lock();
-        let State { hosts, idle, .. } = &mut *state;
-        let Some(host) = hosts.get_mut(self.origin) else { return };
-        if host.idle.len() < self.pool.limits.idle_per_host {
-            host.idle.push_back(Idle { connection, since: now });
-            *idle += 1;
-            host.wake_one();
-            self.held = Held::Nothing;
-        }
-    }
-}
-
-impl Drop for Lease<'_> {
-    fn drop(&mut self) {
-        match mem::replace(&mut self.held, Held::Nothing) {
-            Held::Own(_) | Held::Room => {
-                let mut state = self.pool.lock();
-                state.open -= 1;
-                if let Some(host) = state.hosts.get_mut(self.origin) {
-                    host.open -= 1;
-                    host.wake_one();
-                }
-                drop(state);
-                self.pool.metrics.connections.decrement(1.0);
-            }
-            Held::Place(session) => self.pool.leave(self.origin, &session, false),
-            Held::Nothing => {}
-        }
-    }
-}
-
 impl Drop for Pool {
     fn drop(&mut self) {
         self.metrics.connections.decrement(self.lock().open as f64);
@@ -654,8 +404,15 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::Settings;
+    use super::{
+        host::{MAX_AGE, MIN_AGE},
+        *,
+    };
+    use crate::{
+        config::Settings,
+        connection::{Answer, ExchangeError, Noted},
+    };
+    use bytes::Bytes;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
