@@ -19,14 +19,25 @@ fn envelope(input: &str) -> Vec<u8> {
 
 fn filters(c: &mut Criterion) {
     let usual = envelope(&sample_event(1, 500));
-    // Everything is compared with everything, and differs at the end: just below the budget.
-    let row = format!("[{}]", (0..24).map(|number| number.to_string()).collect::<Vec<_>>().join(","));
-    let table = format!("[{}]", vec![row.as_str(); 24].join(","));
-    let large = envelope(&format!("{{\"type\":\"t\",\"data\":[{}]}}", vec![table.as_str(); 40].join(",")));
+    let order = |lines: usize| {
+        let lines = vec![r#"{"sku":"abc-123","n":5,"price":12.5}"#; lines].join(",");
+        envelope(&format!("{{\"type\":\"t\",\"data\":{{\"lines\":[{lines}]}}}}"))
+    };
+    let list = |count| envelope(&format!("{{\"type\":\"t\",\"data\":[{}]}}", vec!["1"; count].join(",")));
+    // Each of the last ones is just below the budget.
+    let (small, large, pairs, deep) = (order(20), order(1_800), list(85), {
+        let names: Vec<String> = ('a'..='p').map(|name| format!("{{\"{name}\":")).collect();
+        let item = format!("{}1{}", names.concat(), "}".repeat(names.len()));
+        envelope(&format!("{{\"type\":\"t\",\"data\":[{}]}}", vec![item.as_str(); 1_050].join(",")))
+    });
+    let by_lines = "data.lines.exists(l, l.sku.startsWith('VIP-') && l.n > 3)";
     let cases = [
         ("by attributes", "event.type == 'x' || event.source.startsWith('/shop')", &usual),
         ("by data", "has(data.missing) || data.missing == 1 || event.type == 'x'", &usual),
-        ("the worst", "data.exists(x, data.exists(y, x == y && y == x && 1 == 2))", &large),
+        ("by 20 lines", by_lines, &small),
+        ("by 1,800 lines", by_lines, &large),
+        ("by 7,225 pairs", "data.all(x, data.all(y, x <= y))", &pairs),
+        ("by deep members", "data.all(x, x.a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p == 1)", &deep),
     ];
     let mut group = c.benchmark_group("filter");
     group.throughput(Throughput::Elements(1));
