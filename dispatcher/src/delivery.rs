@@ -27,7 +27,7 @@ pub(crate) struct Order {
     pub(crate) record: bool,
     /// What made the dispatcher deliver.
     pub(crate) cause: Cause,
-    /// Number of the attempt, from 1.
+    /// Number of the attempt, from 1; or [`floodway_schemas::due::NOT_FILTERED`].
     pub(crate) attempt: u32,
     /// Where the delivery's age starts.
     pub(crate) since: UnixMillis,
@@ -138,6 +138,14 @@ impl Settlement {
             kind: OutcomeKind::Deferred,
             verdict: Verdict { not_before: Some(not_before), ..Verdict::default() },
         }
+    }
+
+    /// To be filtered later.
+    pub(crate) fn not_filtered(not_before: UnixMillis) -> Self {
+        let mut settlement = Self::deferred(not_before);
+        settlement.verdict.detail =
+            Some("this tenant's filters have taken more time than they get".to_owned());
+        settlement
     }
 
     /// Under way, and to be made again if its own outcome does not follow until then.

@@ -24,6 +24,7 @@ mod deliver;
 mod delivery;
 mod drain;
 pub mod error;
+mod filter_time;
 mod filters;
 mod frame_scan;
 mod headers;

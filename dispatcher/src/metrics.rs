@@ -68,12 +68,14 @@ pub(crate) enum Deferral {
     Leaving,
     /// Its attempt panicked.
     Panic,
+    /// It has not been filtered: its tenant's filters have taken more time than they get.
+    Filter,
 }
 
 /// Handles of all metrics.
 pub(crate) struct Metrics {
     deliveries: Vec<Counter>,
-    deferred: [Counter; 6],
+    deferred: [Counter; 7],
     skipped: [Counter; 3],
     filtered: [Counter; 2],
     breakers: [Counter; 2],
@@ -137,7 +139,7 @@ impl Metrics {
         }
         Self {
             deliveries,
-            deferred: ["busy", "paused", "unknown_subscription", "open", "leaving", "panic"]
+            deferred: ["busy", "paused", "unknown_subscription", "open", "leaving", "panic", "filter"]
                 .map(|reason| counter!(DEFERRED, "reason" => reason)),
             skipped: ["undecodable", "settled", "repeat"].map(|reason| counter!(SKIPPED, "reason" => reason)),
             filtered: ["out", "failed"].map(|result| counter!(FILTERED, "result" => result)),

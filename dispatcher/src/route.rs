@@ -7,7 +7,8 @@ use crate::{
     config::Settings,
     deliver::{Deliverer, Taken, comes_back},
     delivery::{Delivery, Order, Settlement},
-    filters::Filters,
+    filter_time::Payer,
+    filters::{Filters, Verdict},
     headers::{Name, PreparedEvent},
     life::Phase,
     metrics::{Deferral, Filtered, Metrics, Skip},
@@ -22,7 +23,7 @@ use floodway_schemas::{
     DecodeError, MAX_EVENT_BYTES, UnixMillis, array,
     batch::{self, BATCH_EVENTS, BatchPolicy, Member},
     config::SubscriptionState,
-    due::{Due, Origin},
+    due::{Due, NOT_FILTERED, Origin},
     event::{Event, EventError},
     filter::Subject,
     ids::TenantId,
@@ -93,7 +94,16 @@ enum Target {
     Endpoint(Arc<Endpoint>),
     /// The subscription's filter could not decide, for this reason.
     Undecided(Arc<Endpoint>, String),
+    /// The subscription's filter is not asked before so much time has passed.
+    NotFiltered(Arc<Endpoint>, Duration),
     Unknown(floodway_schemas::ids::SubscriptionId),
+}
+
+impl Target {
+    /// Whether the subscription's filter, if there is one, has been asked.
+    fn is_filtered(&self) -> bool {
+        matches!(self, Self::Endpoint(_) | Self::Undecided(..))
+    }
 }
 
 impl Router {
@@ -273,7 +283,7 @@ impl Router {
             return None;
         }
         let plan = match record.topic {
-            Topic::Due | Topic::Replays => self.plan_due(record, repeats),
+            Topic::Due | Topic::Replays => self.plan_due(partition, record, repeats),
             _ => self.plan_event(partition, record, repeats),
         };
         let plan = plan.unwrap_or_else(|error| {
@@ -307,11 +317,15 @@ impl Router {
             return Ok(None);
         }
         let cause = Cause::Event { run: partition.run(), partition: partition.id(), offset: record.offset };
-        let step = |target| Step { cause: cause.clone(), attempt: 1, since: event.received_at, target };
+        let step = |target: Target| {
+            let attempt = if target.is_filtered() { 1 } else { NOT_FILTERED };
+            Step { cause: cause.clone(), attempt, since: event.received_at, target }
+        };
+        let payer = (event.tenant, record.topic, partition.id());
         let mut subject = None;
         let steps: Vec<Step> = endpoints
             .into_iter()
-            .filter_map(|endpoint| self.filter(endpoint, &event, &mut subject))
+            .filter_map(|endpoint| self.filter(endpoint, &event, &mut subject, payer))
             .map(step)
             .collect();
         if steps.is_empty() {
@@ -344,23 +358,31 @@ impl Router {
         endpoint: Arc<Endpoint>,
         event: &'e Event<'e>,
         subject: &mut Option<Subject<'e>>,
+        payer: Payer,
     ) -> Option<Target> {
         let Some(filter) = &endpoint.subscription.filter else { return Some(Target::Endpoint(endpoint)) };
-        match self.filters.passes(filter, subject.get_or_insert_with(|| Subject::new(event))) {
-            Ok(true) => Some(Target::Endpoint(endpoint)),
-            Ok(false) => {
+        match self.filters.ask(filter, payer, subject.get_or_insert_with(|| Subject::new(event))) {
+            Verdict::Decided(Ok(true)) => Some(Target::Endpoint(endpoint)),
+            Verdict::Decided(Ok(false)) => {
                 self.metrics().filtered(Filtered::Out);
                 None
             }
-            Err(error) => {
+            Verdict::Decided(Err(error)) => {
                 self.metrics().filtered(Filtered::Failed);
                 Some(Target::Undecided(endpoint, error.to_string()))
             }
+            Verdict::NotYet(wait) => Some(Target::NotFiltered(endpoint, wait)),
         }
     }
 
-    /// The one step of a retry or a replay; none for a retry that was produced again.
-    fn plan_due(&self, record: &Record, repeats: &mut Repeats) -> Result<Option<Plan>, DecodeError> {
+    /// The one step of a retry or a replay; none for a retry that was produced again, or that its filter, which had not been asked
+    /// before, does not let pass.
+    fn plan_due(
+        &self,
+        partition: &Partition,
+        record: &Record,
+        repeats: &mut Repeats,
+    ) -> Result<Option<Plan>, DecodeError> {
         let due = Due::decode(&record.payload)?;
         let envelope = record.payload.slice_ref(due.event.get().as_bytes());
         let event = prepare(&envelope, due.tenant)?;
@@ -377,8 +399,19 @@ impl Router {
             }
             Origin::ReplayId(replay) => Cause::Replay { replay, message_id: event.message_id.clone() },
         };
-        let target = endpoint.map_or(Target::Unknown(due.subscription), Target::Endpoint);
-        let step = Step { cause, attempt: due.attempt, since: due.since, target };
+        let target = match endpoint {
+            Some(endpoint) if due.attempt == NOT_FILTERED => {
+                let payer = (due.tenant, record.topic, partition.id());
+                let Some(target) = self.filter(endpoint, &decode(&envelope)?, &mut None, payer) else {
+                    return Ok(None);
+                };
+                target
+            }
+            Some(endpoint) => Target::Endpoint(endpoint),
+            None => Target::Unknown(due.subscription),
+        };
+        let attempt = if target.is_filtered() { due.attempt.max(1) } else { due.attempt };
+        let step = Step { cause, attempt, since: due.since, target };
         Ok(Some(Plan { event: Arc::new(event), steps: vec![step] }))
     }
 
@@ -392,7 +425,9 @@ impl Router {
     ) -> Taken {
         let Step { cause, attempt, since, target } = step;
         let (subscription, record) = match &target {
-            Target::Endpoint(endpoint) | Target::Undecided(endpoint, _) => {
+            Target::Endpoint(endpoint)
+            | Target::Undecided(endpoint, _)
+            | Target::NotFiltered(endpoint, _) => {
                 (endpoint.subscription.id, endpoint.subscription.history.keeps(&event.id))
             }
             Target::Unknown(id) => (*id, false),
@@ -461,6 +496,15 @@ impl Router {
             },
             // Neither delivered nor forgotten: a dead letter can be replayed, and history says why.
             Target::Undecided(_, why) => self.deliverer.settle(order, Settlement::undecided(why)),
+            Target::NotFiltered(endpoint, wait) => {
+                let expires_at = endpoint.subscription.retry.expires_at(since);
+                if now > expires_at {
+                    self.deliverer.settle(order, Settlement::dead(DeadReason::Expired));
+                } else {
+                    self.metrics().deferred(Deferral::Filter);
+                    self.deliverer.settle(order, Settlement::not_filtered(comes_back(now, wait, expires_at)));
+                }
+            }
             // A test event or a replay may overtake the subscription that it is for, all the more when the feed is late.
             Target::Unknown(_) if now.since(since) < self.config_grace || !self.is_config_current() => {
                 self.defer(order, Deferral::Unknown, crate::lane::MIN_DEFERRAL, now, None);

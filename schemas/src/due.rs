@@ -60,6 +60,10 @@ impl From<RetryKey> for String {
     }
 }
 
+/// Stands for the number of the first attempt while it is not known whether there is one: the event was put off before the
+/// subscription's filter was asked about it.
+pub const NOT_FILTERED: u32 = 0;
+
 /// Who asked for the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,7 +85,7 @@ pub struct Due<'a> {
     pub tenant: TenantId,
     /// The one subscription to deliver to.
     pub subscription: SubscriptionId,
-    /// Number of the attempt to make, from 1.
+    /// Number of the attempt to make, from 1; or [`NOT_FILTERED`].
     pub attempt: u32,
     /// Where the delivery's age starts: acceptance, or the request to replay.
     pub since: UnixMillis,

@@ -103,6 +103,51 @@ async fn a_filter_lets_pass_what_it_says_and_what_it_cannot_decide_about_is_a_de
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_that_takes_long_is_asked_later_and_holds_up_nobody() {
+    const EVENTS: usize = 400;
+    let mut world = World::create(1).await;
+    let (mut receiver, mut filtered) = (Receiver::ok().await, Receiver::ok().await);
+    world.publish(&world.subscription(receiver.url("")));
+    let mut slow = world.subscription(filtered.url(""));
+    slow.filter = Some("!data.l.all(x, data.l.all(y, x == y)) || data.go".into());
+    world.publish(&slow);
+    let running = world.run(World::settings()).await;
+    let data = |go: bool| format!(r#"{{"go":{go},"l":{}}}"#, json!(vec![1; 70]));
+    for event in 0..EVENTS {
+        let id = format!("{event:04}");
+        world.produce(Topic::Events, None, &id, world.event(&id, "a", &data(false)).as_bytes());
+    }
+    // All of them, whatever the other subscription's filter takes.
+    receiver.next_ids(EVENTS).await;
+    let outcome = world.outcomes().of(slow.id).await;
+    assert_eq!((&outcome["kind"], &outcome["attempt"]), (&json!("deferred"), &json!(0)), "{outcome}");
+    assert!(outcome["detail"].as_str().unwrap().contains("filters"), "{outcome}");
+
+    // When its turn comes it is filtered.
+    let retry = |id| Origin::RetryKey(RetryKey { shard: 3, id });
+    for (id, go) in [(1, false), (2, true)] {
+        let event = world.event(&format!("later-{go}"), "a", &data(go));
+        world.send_due(Topic::Due, slow.id, retry(id), 0, &event, clock::now());
+    }
+    assert_eq!(filtered.next().await.event_id(), "later-true");
+    let (mut outcomes, mut read) = (world.outcomes(), 0);
+    let attempt = loop {
+        read += 1;
+        let newest = outcomes.at_least(read).await.last().unwrap();
+        if newest["cause"] == "due:3-2" {
+            break (newest["kind"].clone(), newest["attempt"].clone());
+        }
+    };
+    assert_eq!(attempt, (json!("delivered"), json!(1)));
+    until("what does not pass is settled, too", || {
+        world.committed(Topic::Due, "dispatcher-due", 0).is_some_and(|(offset, _)| offset == 2)
+    })
+    .await;
+    assert!(filtered.rest().is_empty());
+    world.end(&[&running]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_does_not_get_events_recorded_before_it_was_active() {
     let mut world = World::create(1).await;
     let mut receiver = Receiver::ok().await;
