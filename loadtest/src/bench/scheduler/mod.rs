@@ -70,7 +70,7 @@ impl SchedulerBench {
         let begun = Instant::now();
         let scenarios = choose(&SCENARIOS, |scenario| scenario.name, &self.only)?;
         let sizes = self.sizes();
-        self.check_disk(&sizes)?;
+        self.check_disk(&scenarios, &sizes)?;
         let mut report = self.report();
         let topics = Topics::new(&self.site.brokers)?;
         for scenario in &scenarios {
@@ -115,17 +115,20 @@ impl SchedulerBench {
         }
     }
 
-    fn check_disk(&self, sizes: &Sizes) -> Result<(), BenchError> {
+    fn check_disk(&self, scenarios: &[Scenario], sizes: &Sizes) -> Result<(), BenchError> {
         let volume = |rows: u64, event_bytes: u64| Volume {
             seconds: 1.0,
             events_per_second: rows as f64,
             event_bytes,
             kept: true,
         };
-        let volumes = [
-            volume(3 * sizes.outcomes * sizes.runs as u64, WRITTEN_BYTES),
-            volume(sizes.pending_rows, PENDING_BYTES),
-        ];
+        let volumes: Vec<_> = scenarios
+            .iter()
+            .map(|scenario| match scenario.question {
+                Question::Pending => volume(sizes.pending_rows, PENDING_BYTES),
+                _ => volume(scenario.rows(sizes), WRITTEN_BYTES),
+            })
+            .collect();
         disk::check_at(self.kafka_data.as_deref(), "the benchmark", &volumes)
     }
 

@@ -100,6 +100,8 @@ pub struct Scenario {
 pub const LATENESS_PENDING: u64 = 100_000;
 /// See [`LATENESS_PENDING`].
 pub const LATENESS_RATE: u64 = 5_000;
+/// Runs of [`Question::Snapshot`]: unmeasured, before it and during it.
+const SNAPSHOT_RUNS: u64 = 3;
 /// Retries a second of others beside a burst.
 pub const BESIDE_RATE: u64 = 500;
 
@@ -123,6 +125,20 @@ pub const SCENARIOS: [Scenario; 10] = {
 };
 
 impl Scenario {
+    /// About how many rows it writes.
+    pub fn rows(&self, sizes: &Sizes) -> u64 {
+        let runs = sizes.runs as u64;
+        match self.question {
+            Question::CopyFloor => runs * sizes.floor_rows,
+            Question::Stored(_) => runs * sizes.outcomes,
+            Question::Snapshot => SNAPSHOT_RUNS * sizes.outcomes,
+            Question::Due => sizes.due_rows,
+            Question::Lateness => LATENESS_PENDING + LATENESS_RATE * sizes.lateness.as_secs(),
+            Question::Pending => sizes.pending_rows,
+            Question::Outage => sizes.outage_events,
+        }
+    }
+
     /// What it does, in a few words.
     pub fn title(&self, sizes: &Sizes) -> String {
         let outcomes = |what: &str| {
