@@ -29,7 +29,7 @@ pub struct Settings {
     pub heap_rows: usize,
     /// `FLOODWAY_RETRY_SCHEDULER__HEAP_BYTES`: their bytes at most; default 64 MiB.
     pub heap_bytes: usize,
-    /// `FLOODWAY_RETRY_SCHEDULER__PAGE_ROWS`: retries read from the database at once; default 5,000.
+    /// `FLOODWAY_RETRY_SCHEDULER__PAGE_ROWS`: retries read from the database at once, 8 MiB at most; default 10,000.
     pub page_rows: u32,
     /// `FLOODWAY_RETRY_SCHEDULER__FIRE_ROWS`: retries produced before their acknowledgements are awaited; default 5,000.
     pub fire_rows: usize,
@@ -96,7 +96,7 @@ impl Default for Settings {
             horizon: Duration::from_secs(60),
             heap_rows: 100_000,
             heap_bytes: 64 << 20,
-            page_rows: 5_000,
+            page_rows: 10_000,
             fire_rows: 5_000,
             fire_bytes: 8 << 20,
             recall_rate: 1_000,

@@ -20,7 +20,6 @@ use floodway_schemas::{
     batch::{Batched, Member},
     dead_letter::{DEAD_LETTER_VERSION, DeadLetter},
     due::{DUE_VERSION, Due, Origin, RetryKey},
-    exchange::Exchange,
     ids::is_text_id,
     outcome::{DeadReason, MAX_RESPONSE_BYTES, Outcome, OutcomeKind},
 };
@@ -363,31 +362,10 @@ fn delivery(outcome: &Outcome<'_>, id: i64) -> NewDelivery {
         duration_ms: outcome.duration_ms.map(bounded),
         next_at: None,
         response: outcome.response.as_deref().map(clean),
-        exchange: outcome.exchange.as_deref().and_then(exchange),
+        exchange: outcome.exchange.as_deref().and_then(JsonText::of),
         members,
         member_types,
     }
-}
-
-/// As the database takes it: its `jsonb` cannot hold NUL either.
-fn exchange(exchange: &Exchange) -> Option<JsonText> {
-    let Exchange { request_headers, response_headers, address, .. } = exchange;
-    let headers = request_headers.iter().chain(response_headers);
-    let mut texts = headers.flat_map(|header| [&header.name, &header.value]).chain(address);
-    if texts.any(|text| text.contains('\0')) {
-        return JsonText::of(&without_nul(exchange.clone()));
-    }
-    JsonText::of(exchange)
-}
-
-fn without_nul(mut exchange: Exchange) -> Exchange {
-    let Exchange { request_headers, response_headers, address, .. } = &mut exchange;
-    let texts = request_headers
-        .iter_mut()
-        .chain(response_headers)
-        .flat_map(|header| [&mut header.name, &mut header.value]);
-    texts.chain(address).for_each(|text| text.retain(|char| char != '\0'));
-    exchange
 }
 
 fn bounded(number: u32) -> i32 {

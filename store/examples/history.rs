@@ -24,7 +24,6 @@ use floodway_store::{
     pool::READ_POOL_SIZE,
 };
 use secrecy::SecretString;
-use serde_json::Value;
 use std::{
     fmt::Write as _,
     pin::{Pin, pin},
@@ -130,9 +129,8 @@ async fn fill(url: &SecretString, rows: u64) {
         ("error", Type::TEXT),
         ("duration_ms", Type::INT4),
         ("response", Type::TEXT),
-        ("exchange", Type::JSONB),
+        ("wire", Type::TEXT),
     ];
-    let exchange: Value = serde_json::from_str(EXCHANGE).unwrap();
     copy(url, "delivery", &DELIVERY, rows, async |writer, n| {
         let (r, at) = (spread(n), at(n));
         let kind = match r % 1_000 {
@@ -164,7 +162,7 @@ async fn fill(url: &SecretString, rows: u64) {
             &error,
             &((r % 900) as i32),
             &"upstream unavailable, try again later",
-            &exchange,
+            &EXCHANGE,
         ];
         writer.write(&values).await
     })

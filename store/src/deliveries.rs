@@ -12,7 +12,6 @@ use floodway_schemas::{
     ids::{SubscriptionId, TenantId},
 };
 use serde::Serialize;
-use serde_json::Value;
 use std::{ops::Range, time::Duration};
 use tokio_postgres::{
     Row,
@@ -74,7 +73,7 @@ pub struct NewDelivery {
     pub member_types: Option<Vec<String>>,
 }
 
-/// JSON as text, for a column of type `jsonb`: the server reads it, so nobody else needs to.
+/// JSON as text, for a column of type `text`: nobody reads it before somebody asks for the row. It has no NUL, which JSON writes as an escape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonText(Vec<u8>);
 
@@ -91,21 +90,19 @@ impl ToSql for JsonText {
         _: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        // The version of the format.
-        out.put_u8(1);
         out.put_slice(&self.0);
         Ok(IsNull::No)
     }
 
     fn accepts(column: &Type) -> bool {
-        *column == Type::JSONB
+        *column == Type::TEXT
     }
 
     to_sql_checked!();
 }
 
 pub(crate) const COPY: &str = "COPY delivery (recorded_at, shard, id, at, tenant_id, subscription_id, event_id, \
-     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, exchange, members, member_types, via) \
+     event_type, attempt, kind, reason, status, error, detail, duration_ms, next_at, response, wire, members, member_types, via) \
      FROM STDIN BINARY";
 
 pub(crate) const COLUMNS: [Type; 21] = [
@@ -126,7 +123,7 @@ pub(crate) const COLUMNS: [Type; 21] = [
     Type::INT4,
     Type::TIMESTAMPTZ,
     Type::TEXT,
-    Type::JSONB,
+    Type::TEXT,
     Type::TEXT_ARRAY,
     Type::TEXT_ARRAY,
     Type::TEXT,
@@ -345,7 +342,7 @@ fn list_statement(by_event: bool) -> String {
     let part = |condition: &str| {
         format!(
             "SELECT recorded_at, shard, id, at, subscription_id, event_id, event_type, attempt, kind, reason, status,
-                   error, detail, duration_ms, next_at, response, exchange, members, via
+                   error, detail, duration_ms, next_at, response, coalesce(wire, exchange::text), members, via
             FROM delivery
             WHERE tenant_id = $1 AND {IN_STRETCH}
               AND ($7::uuid IS NULL OR subscription_id = $7)
@@ -393,7 +390,7 @@ fn delivery_from_row(row: &Row) -> Result<Delivery, Error> {
         next_at: row.try_get::<_, Option<DbInstant>>(14)?.map(DbInstant::to_millis),
         response: row.try_get(15)?,
         // What a newer version wrote is nothing that this one has to show.
-        exchange: row.try_get::<_, Option<Value>>(16)?.and_then(|value| serde_json::from_value(value).ok()),
+        exchange: row.try_get::<_, Option<&str>>(16)?.and_then(|json| serde_json::from_str(json).ok()),
         members: row.try_get(17)?,
         via: row.try_get(18)?,
     })
