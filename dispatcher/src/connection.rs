@@ -21,10 +21,12 @@ use tokio_util::io::poll_read_buf;
 
 /// Bodies up to this size are copied behind the head, so that one write takes both.
 const COPIED_BODY_BYTES: usize = 32 * 1024;
+/// Room for a usual request's head at once.
+const USUAL_HEAD_BYTES: usize = 1024;
 /// Room for each read.
 const READ_BYTES: usize = 4 * 1024;
-/// Larger buffers are given back after their request, so that unused connections hold little.
-const KEPT_BUFFER_BYTES: usize = 16 * 1024;
+/// A larger buffer is given back once its request is written: connections that wait for an answer, or are not used, hold little.
+const KEPT_BUFFER_BYTES: usize = 2 * 1024;
 
 /// What bytes go through.
 #[derive(Debug)]
@@ -133,20 +135,23 @@ impl Connection {
     ) -> Result<Answer, ExchangeError> {
         self.out.clear();
         self.input.clear();
-        write_head(&mut self.out);
         let copied = body.len() <= COPIED_BODY_BYTES;
+        self.out.reserve(USUAL_HEAD_BYTES + if copied { body.len() } else { 0 });
+        write_head(&mut self.out);
         if copied {
             self.out.extend_from_slice(body);
         }
         let sent = self.send(if copied { &[] } else { body }).await;
+        if self.out.capacity() > KEPT_BUFFER_BYTES {
+            self.out = Vec::new();
+        }
         let answer = match sent {
             Ok(sent) => self.receive(matches!(sent, Sent::Whole), noted).await,
             Err(unsent @ ExchangeError::Unsent(_)) => return Err(unsent),
             // An endpoint that refuses a large body may answer and close without having read it.
             Err(failed) => self.receive(false, noted).await.map_err(|_| failed),
         };
-        self.out.shrink_to(KEPT_BUFFER_BYTES);
-        self.input.shrink_to(KEPT_BUFFER_BYTES);
+        self.input = Vec::new();
         answer
     }
 
@@ -254,7 +259,12 @@ fn read_into(stream: &mut Stream, context: &mut Context<'_>, input: &mut Vec<u8>
     }
     // Into the buffer's spare room, which need not be zeroed first.
     input.reserve(READ_BYTES);
-    poll_read_buf(stream.as_mut(), context, &mut (&mut *input).limit(READ_BYTES))
+    let read = poll_read_buf(stream.as_mut(), context, &mut (&mut *input).limit(READ_BYTES));
+    if input.is_empty() {
+        // Endpoints are waited for for seconds, thousands of them, and allocating is cheap.
+        *input = Vec::new();
+    }
+    read
 }
 
 impl Stream {
