@@ -69,7 +69,7 @@ use floodway_store::{
 };
 use rdkafka::Message;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI32, Ordering},
@@ -742,8 +742,10 @@ impl<'s> Owner<'s> {
         let db_now = self.clock.now(now);
         let total = rows.len();
         let mut back = Vec::with_capacity(failed.len());
+        // Thousands of rows, and when Kafka refuses, all of them.
+        let refused: HashSet<usize> = failed.iter().map(|failed| failed.index).collect();
         for (index, row) in rows.into_iter().enumerate() {
-            if failed.iter().any(|failed| failed.index == index) {
+            if refused.contains(&index) {
                 early_failed += usize::from(index >= first_early);
                 if early.as_ref().is_some_and(|early| early.has(index)) {
                     again.push(row.position);

@@ -7,10 +7,16 @@
 use crate::{Error, Pool, advisory};
 use refinery::error::Kind;
 use secrecy::SecretString;
+use std::time::Duration;
 use tokio_postgres::{error::SqlState, types::Type};
 
 /// Longest wait for another process that is migrating, in milliseconds.
 const LOCK_TIMEOUT_MS: u32 = 60_000;
+/// Longest wait for a table, in milliseconds: whoever wants to write it waits behind the migration meanwhile.
+const TABLE_TIMEOUT_MS: u32 = 2_000;
+/// How often a migration is begun while the tables that it changes are in use, and the pause in between, in which they are free for others.
+const ATTEMPTS: u32 = 60;
+const PAUSE: Duration = Duration::from_secs(1);
 
 #[allow(missing_docs, unreachable_pub, clippy::unwrap_used)] // The macro writes this module.
 mod embedded {
@@ -39,8 +45,9 @@ pub fn supported_version() -> i32 {
 /// Applies what is missing, on a session of its own: `url` must not lead through a pooler of transactions. Safe to call from several processes at once: they take turns by an advisory lock.
 ///
 /// # Errors
-/// [`Error::Schema`] when the database is newer than this binary or was migrated by edited files;
-/// [`Error::Unavailable`] when it cannot be reached, or another process migrates for more than a minute.
+/// [`Error::Schema`] when the database is newer than this binary, was migrated by edited files, or
+/// when a table that is to be changed was in use for minutes; [`Error::Unavailable`] when it cannot be reached, or another process
+/// migrates for more than a minute.
 pub async fn migrate(url: &SecretString) -> Result<Report, Error> {
     let pool = Pool::new(url, "floodway-migrate", 1)?;
     // The session's limits are lifted and its lock is released with the connection.
@@ -58,15 +65,43 @@ pub async fn migrate(url: &SecretString) -> Result<Report, Error> {
         )
         .await?;
     refuse_newer(applied_version(&client).await?)?;
-    let report = embedded::migrations::runner()
-        .run_async(&mut *client)
-        .await
-        .map_err(|error| classify(error.kind()))?;
-    let applied: Vec<String> = report.applied_migrations().iter().map(ToString::to_string).collect();
-    for name in &applied {
-        tracing::info!(migration = %name, "applied migration {name}");
+    client.batch_execute(&format!("-- migrate: tables\nSET lock_timeout = {TABLE_TIMEOUT_MS}")).await?;
+    let mut applied = Vec::new();
+    let mut attempts = 1;
+    while let Err(error) = apply(&mut client, &mut applied).await {
+        if attempts == ATTEMPTS || !is_in_use(error.kind()) {
+            return Err(classify(error.kind()));
+        }
+        attempts += 1;
+        tracing::warn!("a table that is to be changed is in use: trying again in {} s", PAUSE.as_secs());
+        tokio::time::sleep(PAUSE).await;
     }
     Ok(Report { applied, version: supported_version() })
+}
+
+/// Applies what is missing, and adds the names of what was applied, also when a later one fails.
+async fn apply(
+    client: &mut tokio_postgres::Client,
+    applied: &mut Vec<String>,
+) -> Result<(), refinery::Error> {
+    let ran = embedded::migrations::runner().run_async(client).await;
+    let report = match &ran {
+        Ok(report) => Some(report),
+        Err(error) => error.report(),
+    };
+    for migration in report.into_iter().flat_map(refinery::Report::applied_migrations) {
+        let name = migration.to_string();
+        tracing::info!(migration = %name, "applied migration {name}");
+        applied.push(name);
+    }
+    ran.map(|_| ())
+}
+
+/// Whether a migration failed only because others use its tables.
+fn is_in_use(kind: &Kind) -> bool {
+    let Kind::Connection(_, source) = kind else { return false };
+    let code = source.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+    [Some(&SqlState::LOCK_NOT_AVAILABLE), Some(&SqlState::T_R_DEADLOCK_DETECTED)].contains(&code)
 }
 
 /// Checks that the database has exactly the schema that this binary was built for.

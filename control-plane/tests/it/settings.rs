@@ -5,6 +5,7 @@ use floodway_runtime::{
     topics::{self, TopicPlan},
 };
 use floodway_store::{Pool, testing::TestDatabase};
+use std::time::{Duration, Instant};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -61,6 +62,35 @@ async fn migrations_run_once_when_several_processes_start_together() {
     let (first, second) = (first.unwrap(), second.unwrap());
     assert_eq!(first.version, second.version);
     assert_ne!(first.applied.is_empty(), second.applied.is_empty(), "one of them applies all");
+    database.drop().await;
+}
+
+/// Waits until the session that migrates a database waits for a lock, or does not any more.
+async fn until_migrating_waits(pool: &Pool, wanted: bool) {
+    let sql = "-- migrating_waits\nSELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() \
+               AND application_name = 'floodway-migrate' AND wait_event_type = 'Lock')";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pool.get().await.unwrap().query_typed_one(sql, &[]).await.unwrap().get::<_, bool>(0) != wanted {
+        assert!(Instant::now() < deadline, "waits for a lock: never {wanted}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_migration_lets_others_pass_now_and_then_while_its_tables_are_in_use() {
+    let database = TestDatabase::create_empty().await;
+    let pool = database.pool();
+    let user = pool.get().await.unwrap();
+    user.batch_execute("-- user\nBEGIN; CREATE TABLE tenant (of_user text)").await.unwrap();
+    let (report, ()) = tokio::join!(floodway_store::migrate::migrate(&database.url), async {
+        until_migrating_waits(&pool, true).await;
+        until_migrating_waits(&pool, false).await;
+        user.batch_execute("-- user\nROLLBACK").await.unwrap();
+    });
+    let report = report.unwrap();
+    assert_eq!(report.version, floodway_store::migrate::supported_version());
+    assert!(!report.applied.is_empty());
+    drop(user);
     database.drop().await;
 }
 

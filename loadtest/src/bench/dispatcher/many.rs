@@ -26,6 +26,8 @@ const SUBSCRIPTION_BYTES: f64 = 1_500.0;
 const RATE: f64 = 2_000.0;
 /// Longest time for all subscriptions to be read.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Memory that is not used any more is given back to the system within ten seconds.
+const REST: Duration = Duration::from_secs(12);
 /// Pause between two looks whether they are.
 const PAUSE: Duration = Duration::from_millis(100);
 const GROUP: &str = "many";
@@ -86,7 +88,7 @@ pub(super) async fn measure(stage: &mut Stage<'_>, scenario: &Scenario) -> Resul
     tokio::time::sleep(stage.timing.warmup).await;
     let rested = Reading::of(pid).unwrap_or_default();
     let (holding, sent_held) = hold(stage, pid, held.collect()).await?;
-    tokio::time::sleep(stage.timing.warmup).await;
+    tokio::time::sleep(REST).await;
     let released = Reading::of(pid).unwrap_or_default();
 
     let allowed = BASE_BYTES + SUBSCRIPTION_BYTES * f64::from(all);

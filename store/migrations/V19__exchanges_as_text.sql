@@ -3,4 +3,4 @@
 ALTER TABLE delivery ADD COLUMN wire text;
 COMMENT ON COLUMN delivery.wire IS
     'Address, timings and headers of the attempt, as JSON, see schemas/src/exchange.rs. NULL: no attempt was made, or not recorded, or see exchange.';
-COMMENT ON COLUMN delivery.exchange IS 'What wire is, in rows written before schema 17.';
+COMMENT ON COLUMN delivery.exchange IS 'What wire is, in rows written before schema 19.';
