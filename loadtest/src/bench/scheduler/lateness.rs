@@ -33,7 +33,7 @@ const BESIDE_DELAY: Duration = Duration::from_secs(2);
 /// Outcomes of the burst a second: more than a dispatcher delivers on the machine's two cores, so that none writes them faster.
 const BURST_RATE: u64 = 40_000;
 /// For so long after a burst became due, retries beside it are measured.
-const AFTERWARDS: Duration = Duration::from_secs(20);
+const AFTERWARDS: Duration = Duration::from_secs(40);
 
 /// Retries that become due one after the other, while as many are stored.
 pub(super) async fn lateness(stage: &mut Stage<'_>) -> Result<Found, BenchError> {
