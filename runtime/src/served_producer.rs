@@ -8,7 +8,7 @@ use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
     error::{KafkaError, KafkaResult},
-    producer::{BaseProducer, Producer, ProducerContext},
+    producer::{BaseProducer, Producer, ProducerContext, PurgeConfig},
 };
 use std::{
     ops::Deref,
@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longest wait for reports before the thread looks whether it is to end.
@@ -27,7 +27,10 @@ const POLL_SLACK: Duration = Duration::from_micros(80);
 
 /// Time for a producer that is no longer used to report what it held.
 const RETIRE_FLUSH: Duration = Duration::from_secs(1);
-/// How often one is looked at, until the last user has let go of it.
+/// Time for what it then still holds to be reported as given up. What is not reported when the client is dropped never is, and it takes
+/// half a second of its own only.
+const RETIRE_REPORTS: Duration = Duration::from_secs(5);
+/// How often one is looked at, until the last user has let go of it, and until all is reported.
 const RETIRE_WAIT: Duration = Duration::from_millis(10);
 
 /// A [`BaseProducer`] that is polled by its own thread until it is dropped.
@@ -66,6 +69,16 @@ impl<C: ProducerContext + 'static> ServedProducer<C> {
         }
         while Arc::strong_count(&producer) > 1 {
             thread::sleep(RETIRE_WAIT);
+        }
+        // Nobody gives it any more. Its thread takes the reports.
+        producer.purge(PurgeConfig::default().queue().inflight());
+        let deadline = Instant::now() + RETIRE_REPORTS;
+        while producer.in_flight_count() > 0 && Instant::now() < deadline {
+            thread::sleep(RETIRE_WAIT);
+        }
+        let unreported = producer.in_flight_count();
+        if unreported > 0 {
+            tracing::error!(unreported, "the replaced producer does not say what became of what it held");
         }
     }
 }
