@@ -137,7 +137,9 @@ impl Drain {
         let finding = self.watch.look(bounds.map(|(_, end)| end), Instant::now());
         let from = self.watch.next();
         match finding {
-            Finding::ReadsOn => {}
+            // A look without an answer says nothing: the partition may be without a leader, and the others of this consumer are not to
+            // suffer for it. Whether the consumer finds a broker is asked on its own thread.
+            Finding::ReadsOn | Finding::Blind => {}
             Finding::Stopped => {
                 self.stalls.increment(1);
                 let sought = self.consumer.seek(topic, partition, Offset::Offset(from), LOOK_TIMEOUT);
@@ -153,18 +155,6 @@ impl Drain {
                 tracing::error!(topic, partition, from, "the client does not fetch a partition: built anew");
                 self.broken.store(true, Ordering::Release);
             }
-            Finding::Blind if self.intake.witness.contradicts(self.watch.blindness()) => {
-                self.stalls.increment(1);
-                tracing::error!(
-                    topic,
-                    partition,
-                    from,
-                    "the client finds no broker, and others do: built anew"
-                );
-                self.broken.store(true, Ordering::Release);
-            }
-            // Kafka is away, or was a moment ago.
-            Finding::Blind => {}
         }
     }
 

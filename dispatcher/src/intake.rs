@@ -189,6 +189,7 @@ impl Intake {
             Err(error) => self.health.down(format!("no broker answers: {error}")),
         }
         if blindness.unanswered(Instant::now()) && self.witness.contradicts(blindness) {
+            consumer.context().count_loss();
             return Err(KafkaError::Subscription("it finds no broker, and others do".to_owned()));
         }
         Ok(())

@@ -21,6 +21,7 @@ const TRACKER_WINDOW: &str = "floodway_dispatcher_tracker_window";
 const PARTITIONS: &str = "floodway_dispatcher_assigned_partitions";
 const COMMIT_FAILURES: &str = "floodway_dispatcher_commit_failures_total";
 const STALLS: &str = "floodway_dispatcher_partition_stalls_total";
+const LOST_CLIENTS: &str = "floodway_dispatcher_lost_clients_total";
 const OUTCOME_RETRIES: &str = "floodway_dispatcher_outcome_produce_retries_total";
 const SKIPPED: &str = "floodway_dispatcher_skipped_records_total";
 const BREAKERS: &str = "floodway_dispatcher_breaker_changes_total";
@@ -93,6 +94,8 @@ pub(crate) struct Metrics {
     pub(crate) queued: Gauge,
     /// Outcomes that had to be produced again.
     pub(crate) outcome_retries: Counter,
+    /// Producers that found no broker any more while others did, and were replaced.
+    pub(crate) lost_producers: Counter,
     /// Deliveries that waited for their turn when their partition was given up: they are left to its next owner.
     pub(crate) given_up: Counter,
     /// Subscriptions known.
@@ -109,6 +112,8 @@ pub(crate) struct IntakeMetrics {
     pub(crate) commit_failures: Counter,
     /// Times that the client had stopped fetching a partition.
     pub(crate) stalls: Counter,
+    /// Consumers that found no broker any more while others did, and were replaced.
+    pub(crate) lost: Counter,
 }
 
 /// Handles of the metrics of one worker's connections.
@@ -153,6 +158,7 @@ impl Metrics {
             in_flight: gauge!(IN_FLIGHT),
             queued: gauge!(QUEUED),
             outcome_retries: counter!(OUTCOME_RETRIES),
+            lost_producers: counter!(LOST_CLIENTS, "topic" => Topic::Outcomes.base_name()),
             given_up: counter!(GIVEN_UP),
             subscriptions: gauge!(SUBSCRIPTIONS),
         }
@@ -204,6 +210,7 @@ impl IntakeMetrics {
             partitions: gauge!(PARTITIONS, "topic" => topic),
             commit_failures: counter!(COMMIT_FAILURES, "topic" => topic),
             stalls: counter!(STALLS, "topic" => topic),
+            lost: counter!(LOST_CLIENTS, "topic" => topic),
         }
     }
 }
@@ -230,6 +237,10 @@ fn describe() {
     describe_counter!(
         STALLS,
         "Times that the Kafka client had stopped fetching a partition although it goes on, by topic"
+    );
+    describe_counter!(
+        LOST_CLIENTS,
+        "Kafka clients that found no broker any more while others did, and were replaced, by topic"
     );
     describe_counter!(OUTCOME_RETRIES, "Outcomes that Kafka did not take and that were produced again");
     describe_counter!(

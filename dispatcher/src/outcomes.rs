@@ -309,7 +309,8 @@ impl Writer {
         let is_silent = acks.look(self.context.acknowledged.load(Ordering::Relaxed), 0, true, Instant::now());
         if let Some((code, reason)) = producer.client().fatal_error() {
             tracing::error!(%code, reason, "the producer of outcomes failed for good and is replaced");
-        } else if is_silent && self.witness.contradicts(acks.blindness()) {
+        } else if is_silent && self.witness.finds_lost(producer.client(), acks.blindness()) {
+            self.context.metrics.lost_producers.increment(1);
             tracing::error!("the producer of outcomes gets no answer, and others do: it is replaced");
         } else {
             return;

@@ -114,6 +114,11 @@ impl Owner {
         &self.name
     }
 
+    /// Counts that the consumer finds no broker any more while others do.
+    pub(crate) fn count_loss(&self) {
+        self.metrics.lost.increment(1);
+    }
+
     /// An error when the consumer is of no use any more.
     pub(crate) fn check(&self) -> KafkaResult<()> {
         if self.broken.load(Ordering::Acquire) {

@@ -186,6 +186,7 @@ impl Publisher {
     }
 
     /// Whether records wait for their acknowledgement.
+    #[cfg(test)]
     pub(crate) fn waits(&self) -> bool {
         self.live.load_full().in_flight_count() > 0
     }

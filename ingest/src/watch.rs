@@ -3,15 +3,16 @@
 //! Kafka is up while a broker answers for the events topic, the topics are right, and deliveries do not only fail. Readiness follows; the
 //! process never ends because of it, and recovers without help.
 //!
-//! A producer that gets no acknowledgement for long, or finds no broker, while Kafka answers others, is replaced: it would not find Kafka
-//! again ([`floodway_runtime::stall`]).
+//! A producer that no broker answers for long while Kafka answers others is replaced: it would not find Kafka again
+//! ([`floodway_runtime::stall`]). One that is answered and gets no acknowledgement stays: its events wait for a leader or for replicas, and
+//! may still be written.
 
 use crate::{
     error::Error,
     publish::{NoPartitions, Publisher},
     topics::TopicsVerdict,
 };
-use floodway_runtime::{health::Component, kafka::KafkaSettings, stall::AckWatch, witness::Witness};
+use floodway_runtime::{health::Component, kafka::KafkaSettings, stall::Blindness, witness::Witness};
 use std::{
     sync::{
         Arc,
@@ -74,7 +75,7 @@ struct Watch {
     failed: u64,
     last_failure: Option<Instant>,
     down_since: Option<Instant>,
-    acks: AckWatch,
+    blindness: Blindness,
     witness: Witness,
 }
 
@@ -86,7 +87,7 @@ impl Watch {
         health: Component,
     ) -> Self {
         let (acknowledged, failed, last_failure, down_since) = (0, 0, None, None);
-        let (acks, witness) = (AckWatch::default(), Witness::new(&kafka));
+        let (blindness, witness) = (Blindness::default(), Witness::new(&kafka));
         Self {
             kafka,
             publisher,
@@ -96,7 +97,7 @@ impl Watch {
             failed,
             last_failure,
             down_since,
-            acks,
+            blindness,
             witness,
         }
     }
@@ -111,9 +112,11 @@ impl Watch {
     }
 
     fn look(&mut self) {
+        let acknowledged = self.acknowledged;
         let deliveries = self.judge_deliveries();
         let partitions = self.publisher.probe(PROBE_PATIENCE);
-        self.replace_if_lost(matches!(partitions, Err(NoPartitions::Unanswered(_))));
+        let is_answered = !matches!(partitions, Err(NoPartitions::Unanswered(_)));
+        self.replace_if_lost(is_answered || self.acknowledged > acknowledged);
         match self.judge_topics(partitions).and(deliveries) {
             Ok(()) => {
                 self.down_since = None;
@@ -136,14 +139,13 @@ impl Watch {
     }
 
     /// Replaces a producer of which nothing is heard while Kafka answers others.
-    fn replace_if_lost(&mut self, is_unanswered: bool) {
-        let waits = is_unanswered || self.publisher.waits();
-        if self.acks.look(self.acknowledged, self.failed, waits, Instant::now())
-            && self.witness.contradicts(self.acks.blindness())
-        {
+    fn replace_if_lost(&mut self, is_answered: bool) {
+        if is_answered {
+            self.blindness.answered();
+        } else if self.blindness.unanswered(Instant::now()) && self.witness.contradicts(&mut self.blindness) {
             tracing::error!("the producer gets no answer, and others do: it is replaced");
             self.publisher.replace();
-            self.acks.replaced(self.publisher.tally().failed.load(Ordering::Relaxed));
+            self.blindness.replaced();
         }
     }
 
@@ -176,9 +178,13 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, metrics::Metrics};
+    use crate::{complete::Fate, config::Settings, metrics::Metrics};
     use floodway_runtime::health::Health;
-    use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+    use rdkafka::{
+        mocking::MockCluster,
+        producer::DefaultProducerContext,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
 
     const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -235,6 +241,28 @@ mod tests {
         publisher.tally().acknowledged.fetch_add(1, Ordering::Relaxed);
         watch.look();
         assert!(health.is_ready());
+    }
+
+    #[test]
+    fn a_producer_that_is_answered_stays_although_nothing_is_acknowledged() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("floodway.events", 4, 1).unwrap();
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 1_000];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let (health, kafka) = (Health::default(), kafka(&cluster));
+        let publisher = publisher(&kafka);
+        publisher.set_partitions(4);
+        let mut publication = publisher.begin(1).unwrap();
+        publication.send(0, b"tenant/key", b"x");
+        let (completion, _) = publication.finish();
+        let mut watch = Watch::new(kafka, Arc::clone(&publisher), right(), health.component("kafka", true));
+        eventually("answered", || publisher.probe(PROBE_PATIENCE).is_ok());
+        // As if nothing had been heard of it for long, while others were answered.
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        assert!(!watch.blindness.unanswered(long_ago) && !watch.blindness.others(true, long_ago));
+        watch.look();
+        assert!(!watch.blindness.is_blind() && publisher.waits());
+        assert_eq!(completion.fates(), [Fate::Pending]);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! a shard looks at its batch between other work. The producer gives every record up after its message timeout, so
 //! each batch completes.
 //!
-//! A producer that gets no acknowledgement any more although Kafka answers others is replaced, see [`floodway_runtime::stall`]. What it held
-//! counts as given up and is produced again.
+//! A producer that gets no acknowledgement and finds no broker any more although Kafka answers others is replaced, see
+//! [`floodway_runtime::stall`]. What it held counts as given up and is produced again.
 
 use floodway_runtime::{
     kafka::{KafkaSettings, MESSAGE_TIMEOUT_MS},
@@ -139,17 +139,21 @@ impl Publisher {
         Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the producer if it gets no acknowledgement any more, and the witness does get answers. Returns whether it did. Blocks.
+    /// Replaces the producer if it gets neither an acknowledgement nor another answer any more, and the witness does get answers. Returns whether
+    /// it did. Blocks.
     pub(crate) fn replace_if_lost(&self, witness: &Witness) -> Result<bool, KafkaError> {
         let failed = || self.reports.failed.load(Ordering::Relaxed);
         let acknowledged = self.reports.acknowledged.load(Ordering::Relaxed);
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = self.producer().in_flight_count() > 0;
+        let producer = self.producer();
+        let waits = producer.in_flight_count() > 0;
         if !watch.look(acknowledged, failed(), waits, Instant::now())
-            || !witness.contradicts(watch.blindness())
+            || !witness.finds_lost(producer.client(), watch.blindness())
         {
             return Ok(false);
         }
+        // Retiring waits until nobody else has it.
+        drop(producer);
         let fresh = Arc::new(self.config.create_with_context(self.reports.clone())?);
         let lost = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), fresh);
         ServedProducer::retire(lost);

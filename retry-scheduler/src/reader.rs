@@ -9,7 +9,11 @@
 //! memory per shard; not polling it stops its fetching when its queue is full. The price is its threads and connections,
 //! which are idle most of the time.
 
-use floodway_runtime::kafka::{KafkaSettings, REQUEST_TIMEOUT};
+use floodway_runtime::{
+    kafka::{KafkaSettings, REQUEST_TIMEOUT},
+    stall::Blindness,
+    witness::Witness,
+};
 use floodway_schemas::{UnixMillis, topic::Topic};
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
@@ -87,6 +91,11 @@ impl Reader {
     /// The offset after the log's last one. Waits only briefly: whoever asks has other work.
     pub(crate) fn end(&self) -> Result<i64, KafkaError> {
         self.consumer.fetch_watermarks(&self.topic, self.shard, END_PATIENCE).map(|(_, end)| end)
+    }
+
+    /// Whether its client, of which nothing was heard for long, finds no broker while others do.
+    pub(crate) fn is_lost(&self, witness: &Witness, blindness: &mut Blindness) -> bool {
+        witness.finds_lost(self.consumer.client(), blindness)
     }
 
     /// Offset of the first record with this time or a later one; `None` if there is no such record.

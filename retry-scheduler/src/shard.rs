@@ -461,11 +461,11 @@ impl<'s> Owner<'s> {
                 self.shared.metrics.reader_stalls.increment(1);
                 Err(Trouble::StartOver("its reader stopped although the log goes on"))
             }
-            Finding::Blind if self.shared.witness.contradicts(self.stall.blindness()) => {
+            Finding::Blind if self.reader.is_lost(&self.shared.witness, self.stall.blindness()) => {
                 self.shared.metrics.reader_stalls.increment(1);
                 Err(Trouble::StartOver(BLIND))
             }
-            // Kafka is away, or was a moment ago.
+            // The partition has no leader, or Kafka is away, or was a moment ago: what is in memory fires all the same.
             Finding::Blind => Ok(()),
         }
     }

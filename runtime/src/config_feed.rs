@@ -227,7 +227,9 @@ impl Position {
     fn check(&mut self) {
         let asked = Instant::now();
         let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else {
-            if self.blindness.unanswered(Instant::now()) && self.witness.contradicts(&mut self.blindness) {
+            if self.blindness.unanswered(Instant::now())
+                && self.witness.finds_lost(self.consumer.client(), &mut self.blindness)
+            {
                 self.read_anew();
             }
             return;

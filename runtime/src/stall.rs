@@ -16,6 +16,9 @@
 //! reports no error (confluentinc/librdkafka issue 5301, not mended in 2.13). No setting avoids it: `metadata.recovery.strategy=none` would
 //! never return. One in about thirty clients was lost in this way each time that a broker answered so for some seconds.
 //! Only another client tells such a one from a Kafka that is away ([`crate::witness`]), and only a client made anew helps.
+//!
+//! Questions about a partition, and records for it, are answered by its leader only, and records by a leader with enough replicas. Where
+//! these are missing a client is as silent, and is none the worse: it is judged by whether it is answered about the cluster, which any broker does.
 
 use std::time::{Duration, Instant};
 
@@ -98,7 +101,8 @@ pub struct AckWatch {
 
 impl AckWatch {
     /// Takes in how many records have been acknowledged and how many failed so far, and whether an answer is being waited for. Whether there
-    /// has been no acknowledgement for so long that the fault may be the producer's: [`AckWatch::blindness`] is for a witness to judge.
+    /// has been no acknowledgement for so long that the fault may be the producer's: [`AckWatch::blindness`] is for a witness to judge
+    /// ([`crate::witness::Witness::finds_lost`]).
     #[must_use]
     pub fn look(&mut self, acknowledged: u64, failed: u64, waits: bool, now: Instant) -> bool {
         let (succeeds, fails) = (acknowledged > self.acknowledged, failed > self.failed);
@@ -155,7 +159,8 @@ pub enum Finding {
     Stopped,
     /// It was fetched again and still yields nothing: another reader is needed.
     StoppedForGood,
-    /// No broker has answered its looks for long: [`StallWatch::blindness`] is for a witness to judge.
+    /// Its looks have not been answered for long: the partition may have no leader, or the client no broker. [`StallWatch::blindness`] is for
+    /// a witness to judge ([`crate::witness::Witness::finds_lost`]).
     Blind,
 }
 

@@ -4,6 +4,7 @@ use crate::{kafka::KafkaSettings, stall::Blindness};
 use floodway_schemas::topic::Topic;
 use rdkafka::{
     ClientContext,
+    client::Client,
     error::KafkaError as ClientError,
     message::DeliveryResult,
     producer::{BaseProducer, Producer, ProducerContext},
@@ -31,8 +32,19 @@ impl Witness {
         Self { kafka: kafka.clone(), last: Mutex::new(None) }
     }
 
-    /// Whether Kafka has answered others for a while in which it did not answer the client: that one takes another's place. Blocks for some
+    /// Whether a client of which nothing is heard has lost Kafka: it gets no answer about the cluster, which any broker gives, and others do.
+    /// One that is answered waits for something else, such as a leader or replicas, which another client would wait for, too. Blocks for some
     /// seconds at most.
+    pub fn finds_lost<C: ClientContext>(&self, client: &Client<C>, blindness: &mut Blindness) -> bool {
+        if self.is_answered(client) {
+            blindness.answered();
+            return false;
+        }
+        self.contradicts(blindness)
+    }
+
+    /// Whether Kafka has answered others for a while in which it did not answer the client, which was asked before: that one takes another's
+    /// place. Blocks for some seconds at most.
     pub fn contradicts(&self, blindness: &mut Blindness) -> bool {
         self.answered().is_some_and(|answered| blindness.others(answered, Instant::now()))
     }
@@ -59,7 +71,11 @@ impl Witness {
         let Ok(client) = self.kafka.client().create_with_context::<_, BaseProducer<Quiet>>(Quiet) else {
             return false;
         };
-        let answer = client.client().fetch_metadata(Some(&self.kafka.topic(Topic::Config)), PATIENCE);
+        self.is_answered(client.client())
+    }
+
+    fn is_answered<C: ClientContext>(&self, client: &Client<C>) -> bool {
+        let answer = client.fetch_metadata(Some(&self.kafka.topic(Topic::Config)), PATIENCE);
         // A broker that does not take part in the cluster yet names none, itself included.
         answer.is_ok_and(|metadata| !metadata.brokers().is_empty())
     }
@@ -102,5 +118,31 @@ mod tests {
         // Another thread is asking.
         let _asking = there.last.lock().unwrap();
         assert_eq!(there.answered(), None);
+    }
+
+    #[test]
+    fn a_client_that_is_answered_is_not_lost_whatever_it_waits_for() {
+        let cluster = MockCluster::new(1).unwrap();
+        let witness = at(&cluster.bootstrap_servers());
+        let client = |witness: &Witness| {
+            witness.kafka.client().create_with_context::<_, BaseProducer<Quiet>>(Quiet).unwrap()
+        };
+        let (healthy, lost) = (client(&witness), client(&at("127.0.0.1:1")));
+        // For long nothing was heard of either, and others were answered.
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        let blind = || {
+            let mut blindness = Blindness::default();
+            assert!(!blindness.unanswered(long_ago) && !blindness.others(true, long_ago));
+            assert!(blindness.unanswered(Instant::now()));
+            blindness
+        };
+        let deadline = Instant::now() + Duration::from_secs(40);
+        let is_there = || witness.is_answered(healthy.client()) && witness.ask();
+        while !is_there() {
+            assert!(Instant::now() < deadline);
+        }
+        let mut of_healthy = blind();
+        assert!(!witness.finds_lost(healthy.client(), &mut of_healthy) && !of_healthy.is_blind());
+        assert!(witness.finds_lost(lost.client(), &mut blind()));
     }
 }
