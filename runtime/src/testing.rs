@@ -5,17 +5,18 @@ mod relay;
 pub use relay::KafkaRelay;
 
 use crate::{
-    Context,
+    Context, admin,
     health::Health,
     kafka::KafkaSettings,
     topics::{self, TopicPlan},
 };
 use floodway_schemas::{seal::SealingKeys, topic::Topic};
+use metrics_exporter_prometheus::PrometheusHandle;
 use rdkafka::{
     admin::{AdminClient, AdminOptions},
     client::DefaultClientContext,
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 
 /// Sealing keys of tests: 32 zero bytes.
@@ -69,6 +70,23 @@ impl TestTopics {
         // Best effort: a topic left behind under a random prefix disturbs nobody.
         let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
     }
+}
+
+/// The sum of a counter of this process over all its labels. Only what is made after the first call is counted.
+///
+/// # Panics
+/// When the process has another recorder of metrics.
+pub fn counted(name: &str) -> f64 {
+    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+    let metrics = METRICS.get_or_init(|| match admin::install_metrics() {
+        Ok(metrics) => metrics,
+        Err(error) => panic!("metrics of tests: {error}"),
+    });
+    let text = metrics.render();
+    let of_name = text.lines().filter_map(|line| line.strip_prefix(name));
+    let values =
+        of_name.filter(|rest| rest.starts_with([' ', '{'])).filter_map(|rest| rest.rsplit(' ').next());
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
 }
 
 /// Settings for the broker named by `FLOODWAY_KAFKA_BROKERS`, with a random topic prefix; creates nothing.
