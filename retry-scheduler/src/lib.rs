@@ -33,6 +33,7 @@ mod shard;
 mod stop;
 mod subject;
 mod takeover;
+mod turns;
 
 pub use config::Settings;
 pub use error::Error;
@@ -59,7 +60,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     task::JoinSet,
 };
 
@@ -124,6 +125,7 @@ impl RetryScheduler {
             publisher: Publisher::new(&context.kafka)?,
             witness: Witness::new(&context.kafka),
             kafka: context.kafka.clone(),
+            pages: Arc::new(Semaphore::new((pool.max_size() / 2).max(1))),
             pool,
             handle: Handle::current(),
             metrics: Metrics::new(),

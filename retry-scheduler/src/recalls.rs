@@ -2,20 +2,28 @@
 //!
 //! The table is ordered by due time, so a mark's retries are sought by going through all that are pending, a page at a time, for
 //! several marks at once. Only their places are kept, the lowest ids first and no more than a bound; what is beyond it is sought again
-//! when those are done. Marks take turns, to be sought by tenant, and all of a shard share one rate, so that one tenant's million retries or
-//! thousand commands neither fill memory nor keep another's single retry, or what is due, waiting.
+//! when those are done. Tenants take turns, with their marks to be sought and with what was found, and all of a shard share one rate, so
+//! that one tenant's million retries or thousand commands neither fill memory nor keep another's single retry, or what is due, waiting.
 
-use crate::marks::{Marks, covers};
+use crate::{
+    marks::{Marks, covers},
+    turns::Turns,
+};
 use floodway_store::{DbInstant, retry::Position, retry_marks::Candidate};
 use std::{
-    collections::{BTreeMap, BinaryHeap, HashSet, VecDeque},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     time::{Duration, Instant},
 };
+use uuid::Uuid;
 
 /// Places of one mark that are kept, 16 bytes each.
 const MAX_FOUND: usize = 100_000;
-/// Marks that are sought together, and that are handed out in turn; more wait.
+/// Marks that are sought together, and that are handed out in turn; more wait, unless their tenant has nothing to be handed out.
 const MAX_TOGETHER: usize = 8;
+/// Marks of tenants that had nothing else, and are handed out besides; more tenants wait.
+const MAX_BESIDES: usize = 56;
+/// Of places there are fewer for each of these: 15 MB for all of them.
+const FEWER: usize = 6;
 /// Retries of one mark that are handed out at once.
 pub(crate) const AT_ONCE: usize = 250;
 /// How long the rate is saved up for: longer would be a burst, shorter many small batches.
@@ -24,11 +32,11 @@ const SAVED_FOR: Duration = Duration::from_millis(250);
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Recalls {
-    /// To be sought.
-    waiting: VecDeque<i64>,
+    /// Marks to be sought.
+    waiting: Turns<i64>,
     seek: Option<Seek>,
     /// To be handed out.
-    ready: VecDeque<Recall>,
+    ready: Turns<Recall>,
     allowance: Allowance,
     most: usize,
 }
@@ -37,6 +45,7 @@ pub(crate) struct Recalls {
 #[derive(Debug)]
 pub(crate) struct Recall {
     pub(crate) mark: i64,
+    tenant: Uuid,
     /// Places, by id.
     found: VecDeque<Position>,
     /// Whether there may be more than these.
@@ -56,11 +65,14 @@ pub(crate) struct Share {
 struct Seek {
     after: Position,
     marks: BTreeMap<i64, Lowest>,
+    /// Places of each that are kept.
+    most: usize,
 }
 
 /// The lowest ids found, and whether some were left out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lowest {
+    tenant: Uuid,
     heap: BinaryHeap<(i64, DbInstant)>,
     has_more: bool,
 }
@@ -76,60 +88,59 @@ struct Allowance {
 impl Recalls {
     /// For marks that are at work, at most so many retries a second.
     pub(crate) fn new(marks: &Marks, per_second: u32, now: Instant) -> Self {
+        let mut waiting = Turns::default();
+        marks.at_work().for_each(|mark| waiting.push(mark.tenant, mark.id));
         Self {
-            waiting: marks.at_work().into(),
+            waiting,
             seek: None,
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             allowance: Allowance { per_second: f64::from(per_second), saved: 0.0, at: now },
             most: MAX_FOUND,
         }
     }
 
     /// A mark was added.
-    pub(crate) fn begin(&mut self, mark: i64) {
-        self.waiting.push_back(mark);
+    pub(crate) fn begin(&mut self, tenant: Uuid, mark: i64) {
+        self.waiting.push(tenant, mark);
     }
 
     /// Whether there is something to hand out.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.ready.is_empty()
+        self.ready.len() > 0
     }
 
     /// Where to read on to find what marks cover, if any is to be found. A new walk begins after the cursor.
-    pub(crate) fn seek_after(&mut self, cursor: Position, marks: &Marks) -> Option<Position> {
-        if self.seek.is_none() && !self.waiting.is_empty() && self.ready.len() < MAX_TOGETHER {
-            let next = self.take_together(marks).into_iter();
-            self.seek =
-                Some(Seek { after: cursor, marks: next.map(|mark| (mark, Lowest::default())).collect() });
+    pub(crate) fn seek_after(&mut self, cursor: Position) -> Option<Position> {
+        if self.seek.is_none() {
+            self.seek = self.begin_walk(cursor);
         }
         self.seek.as_ref().map(|seek| seek.after)
     }
 
-    /// The marks of the next walk: of each tenant one, then another one. What else these tenants have goes behind the others'.
-    fn take_together(&mut self, marks: &Marks) -> Vec<i64> {
-        let tenant_of = |id: i64| marks.get(id).map(|mark| mark.tenant);
-        let (mut next, mut served) = (Vec::new(), HashSet::new());
-        while next.len() < MAX_TOGETHER && !self.waiting.is_empty() {
-            let mut in_turn = HashSet::new();
-            self.waiting.retain(|&id| {
-                let is_next = next.len() < MAX_TOGETHER && in_turn.insert(tenant_of(id));
-                if is_next {
-                    next.push(id);
-                }
-                !is_next
-            });
-            served.extend(in_turn);
-        }
-        let (behind, before): (VecDeque<_>, VecDeque<_>) =
-            self.waiting.drain(..).partition(|&id| served.contains(&tenant_of(id)));
-        self.waiting = before;
-        self.waiting.extend(behind);
-        next
-    }
-
     /// Whether [`Recalls::seek_after`] would name a place.
     pub(crate) fn wants_page(&self) -> bool {
-        self.seek.is_some() || (!self.waiting.is_empty() && self.ready.len() < MAX_TOGETHER)
+        self.seek.is_some() || self.has_room() || self.has_room_besides()
+    }
+
+    /// Whether marks may be sought, whoever's.
+    fn has_room(&self) -> bool {
+        self.waiting.len() > 0 && self.ready.len() < MAX_TOGETHER
+    }
+
+    /// Whether marks of tenants that have nothing to be handed out may be sought, though the others have enough.
+    fn has_room_besides(&self) -> bool {
+        self.ready.len() < MAX_TOGETHER + MAX_BESIDES
+            && self.waiting.tenants().any(|tenant| !self.ready.has(tenant))
+    }
+
+    /// A walk for the marks that are next.
+    fn begin_walk(&mut self, after: Position) -> Option<Seek> {
+        let (ready, is_besides) = (&self.ready, !self.has_room());
+        let most = if is_besides { self.most.div_ceil(FEWER) } else { self.most };
+        let may = |tenant| !is_besides || !ready.has(tenant);
+        let next = std::iter::from_fn(|| self.waiting.pop_of(may)).take(MAX_TOGETHER);
+        let marks: BTreeMap<_, _> = next.map(|(tenant, mark)| (mark, Lowest::of(tenant))).collect();
+        (!marks.is_empty()).then_some(Seek { after, marks, most })
     }
 
     /// The next page, and whether it was the last one. Answers marks that cover nothing more.
@@ -140,7 +151,7 @@ impl Recalls {
             for row in page {
                 let id = row.position.id;
                 if id > mark.done && covers(mark, id, row.tenant, row.subscription, &row.event_id) {
-                    lowest.add(row.position, self.most);
+                    lowest.add(row.position, seek.most);
                 }
             }
         }
@@ -153,7 +164,7 @@ impl Recalls {
         let Some(seek) = self.seek.take() else { return Vec::new() };
         let (none, some): (Vec<_>, Vec<_>) =
             seek.marks.into_iter().partition(|(_, lowest)| lowest.heap.is_empty());
-        self.ready.extend(some.into_iter().map(|(mark, lowest)| lowest.into_recall(mark)));
+        some.into_iter().for_each(|(mark, lowest)| self.ready.push(lowest.tenant, lowest.into_recall(mark)));
         none.into_iter().map(|(mark, _)| mark).collect()
     }
 
@@ -164,7 +175,7 @@ impl Recalls {
         if granted == 0 {
             return None;
         }
-        let mut recall = self.ready.pop_front()?;
+        let mut recall = self.ready.pop()?;
         let places = recall.found.drain(..granted.min(recall.found.len())).collect();
         Some(Share { recall, places })
     }
@@ -173,11 +184,11 @@ impl Recalls {
     pub(crate) fn back(&mut self, mut recall: Recall, left: Vec<Position>) -> bool {
         recall.put_back(left);
         if !recall.found.is_empty() {
-            self.ready.push_back(recall);
+            self.ready.push(recall.tenant, recall);
             return false;
         }
         if recall.has_more {
-            self.waiting.push_back(recall.mark);
+            self.waiting.push(recall.tenant, recall.mark);
         }
         !recall.has_more
     }
@@ -191,6 +202,10 @@ impl Recall {
 }
 
 impl Lowest {
+    fn of(tenant: Uuid) -> Self {
+        Self { tenant, heap: BinaryHeap::new(), has_more: false }
+    }
+
     fn add(&mut self, place: Position, most: usize) {
         self.heap.push((place.id, place.due));
         if self.heap.len() > most {
@@ -201,7 +216,7 @@ impl Lowest {
 
     fn into_recall(self, mark: i64) -> Recall {
         let found = self.heap.into_sorted_vec().into_iter().map(|(id, due)| Position { due, id }).collect();
-        Recall { mark, found, has_more: self.has_more }
+        Recall { mark, tenant: self.tenant, found, has_more: self.has_more }
     }
 }
 
@@ -256,18 +271,62 @@ mod tests {
         assert_eq!(allowance.take(3, start + Duration::from_secs(101)), 3);
     }
 
+    /// One mark of a tenant that covers all of its retries.
+    fn of(tenant: u128, id: i64) -> Mark {
+        Mark { tenant: Uuid::from_u128(tenant), ..mark(id, 0) }
+    }
+
+    /// A tenant's pending retries, this many.
+    fn page(tenant: u128, n: i64) -> Vec<Candidate> {
+        let candidate = |id| Candidate {
+            position: Position { due: DbInstant(1), id },
+            tenant: Uuid::from_u128(tenant),
+            subscription: Uuid::nil(),
+            event_id: String::new(),
+        };
+        (0..n).map(candidate).collect()
+    }
+
     #[test]
     fn a_tenant_with_many_commands_keeps_nobody_elses_one_from_being_sought() {
-        let of = |tenant: u128, id| Mark { tenant: Uuid::from_u128(tenant), ..mark(id, 0) };
         // Nine with a hundred each, more than are sought together; and one with one, after all of them.
         let many = (0..900i64).map(|id| of(id.unsigned_abs() as u128 / 100, id));
         let marks = Marks::new(many.chain([of(9, 900)]).collect());
         let mut recalls = Recalls::new(&marks, 1_000, Instant::now());
-        let walks = [(); 3].map(|()| recalls.take_together(&marks));
+        let walks = [(); 3].map(|()| {
+            let walk = recalls.begin_walk(Position { due: DbInstant(0), id: 0 }).unwrap();
+            walk.marks.into_keys().collect::<Vec<_>>()
+        });
         assert_eq!(walks[0], [0, 100, 200, 300, 400, 500, 600, 700]);
-        assert_eq!(walks[1], [800, 900, 1, 101, 201, 301, 401, 501]);
-        assert_eq!(walks[2], [601, 701, 801, 2, 102, 202, 302, 402]);
+        assert_eq!(walks[1], [1, 101, 201, 301, 401, 501, 800, 900]);
+        assert_eq!(walks[2], [2, 102, 202, 302, 402, 601, 701, 801]);
         assert_eq!(recalls.waiting.len(), 901 - 24);
+    }
+
+    #[test]
+    fn what_many_commands_of_a_tenant_found_keeps_nobody_elses_from_being_handed_out_next() {
+        let (start, now) = (Position { due: DbInstant(-1), id: 0 }, Instant::now());
+        let many = (0..40i64).map(|n| of(1, 1_000_000 + n));
+        let marks = Marks::new(many.chain([of(2, 2_000_000)]).collect());
+        let mut recalls = Recalls::new(&marks, 1_000, now);
+        recalls.seek_after(start).unwrap();
+        recalls.saw(&marks, &page(1, 10_000), true);
+        // The other's one came with the first walk, as the last in turn; seven of the many are ready.
+        assert_eq!(recalls.ready.len(), 7);
+        recalls.seek_after(start).unwrap();
+        recalls.saw(&marks, &page(1, 10_000), true);
+        assert!(!recalls.wants_page(), "this tenant has enough to be handed out");
+        recalls.begin(Uuid::from_u128(3), 3_000_000);
+        let marks = Marks::new(vec![of(1, 1_000_000), of(3, 3_000_000)]);
+        assert!(recalls.wants_page() && recalls.seek_after(start).is_some());
+        recalls.saw(&marks, &page(3, 1_000), true);
+        let mut turns = (1..=4u32).map(|turn| {
+            let Share { recall, places } = recalls.take(now + turn * SAVED_FOR).unwrap();
+            let of = recall.mark / 1_000_000;
+            recalls.back(recall, Vec::new());
+            (of, places.len())
+        });
+        assert_eq!([(); 4].map(|()| turns.next().unwrap()), [(1, 250), (3, 250), (1, 250), (3, 250)]);
     }
 
     proptest! {
@@ -291,7 +350,7 @@ mod tests {
             let start = Position { due: DbInstant(-1), id: 0 };
             for step in 0..5_000u32 {
                 now += Duration::from_millis(100);
-                if let Some(after) = recalls.seek_after(start, &marks) {
+                if let Some(after) = recalls.seek_after(start) {
                     let rest: Vec<Candidate> = table.iter().filter(|row| row.position > after).take(page).cloned().collect();
                     for ended in recalls.saw(&marks, &rest, rest.len() < page) {
                         marks.advance(ended, ended);
@@ -312,7 +371,7 @@ mod tests {
                 }
             }
             prop_assert!(!recalls.is_ready() && !recalls.wants_page());
-            prop_assert_eq!(marks.at_work(), Vec::<i64>::new());
+            prop_assert!(marks.at_work().next().is_none());
             for (command, subscription) in &commands {
                 let covered = rows.iter().filter(|(id, (_, of))| *id < command && of == subscription);
                 let covered: Vec<i64> = covered.map(|(id, _)| *id).collect();

@@ -76,7 +76,10 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore},
+};
 
 /// Longest wait before the thread looks whether it is to end.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -114,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) kafka: KafkaSettings,
     pub(crate) pool: Pool,
+    /// Half of the pool's connections: pages that are read meanwhile leave the others to whoever stores.
+    pub(crate) pages: Arc<Semaphore>,
     pub(crate) handle: Handle,
     pub(crate) publisher: Publisher,
     /// Asked when a client finds no broker.

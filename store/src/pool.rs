@@ -113,6 +113,12 @@ impl Pool {
         Ok(Self { shared: build(Address::parse(url)?, application_name, size)?, direct: Some(direct) })
     }
 
+    /// The most connections that are borrowed at once.
+    #[must_use]
+    pub fn max_size(&self) -> usize {
+        self.shared.status().max_size
+    }
+
     /// Borrows a connection.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ impl Owner<'_> {
                 "a command to pending retries"
             );
             if mark.action == RetryAction::Now {
-                self.recalls.begin(mark.id);
+                self.recalls.begin(mark.tenant, mark.id);
             }
             self.marks.add(mark);
         }
@@ -110,7 +110,7 @@ impl Owner<'_> {
 
     /// Looks through some pending retries for what is to come before its time.
     pub(super) fn seek(&mut self) -> Result<(), Trouble> {
-        let Some(after) = self.recalls.seek_after(self.pending.cursor(), &self.marks) else { return Ok(()) };
+        let Some(after) = self.recalls.seek_after(self.pending.cursor()) else { return Ok(()) };
         let (shared, shard) = (self.shared, self.shard);
         let page = call(shared, async {
             let client = shared.pool.get().await?;

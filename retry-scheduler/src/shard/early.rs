@@ -214,7 +214,7 @@ mod tests {
         }
 
         fn seek(&mut self) {
-            let Some(after) = self.recalls.seek_after(self.pending.cursor(), &self.marks) else { return };
+            let Some(after) = self.recalls.seek_after(self.pending.cursor()) else { return };
             let candidate = |position: &Position| Candidate {
                 position: *position,
                 tenant: Uuid::nil(),

@@ -8,7 +8,7 @@ use floodway_store::{
     DbInstant, Error,
     retry::{self, PendingRetry},
 };
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 use tokio::task::{JoinError, JoinSet};
 
 /// Bytes of records read from the database at once. One page is on its way beside what waits in memory.
@@ -53,12 +53,14 @@ impl Owner<'_> {
 
     fn ask_for_page(&mut self, now: Instant) {
         let (shared, shard) = (self.shared, self.shard);
-        let (pool, limit) = (shared.pool.clone(), i64::from(shared.settings.page_rows));
+        let (pool, pages) = (shared.pool.clone(), Arc::clone(&shared.pages));
+        let limit = i64::from(shared.settings.page_rows);
         let until = self.clock.now(now).plus(shared.settings.horizon);
         let after = self.pending.ask();
         let mut reading = JoinSet::new();
         let read = async move {
             let read = async {
+                let _place = pages.acquire_owned().await;
                 let client = pool.get().await?;
                 retry::page(&client, shard, after, until, limit, PAGE_BYTES).await
             };
