@@ -7,7 +7,7 @@
 use crate::{
     intake::Intake,
     reader::{Polled, Reader},
-    shard::Shared,
+    shared::Shared,
 };
 use floodway_runtime::stall::StallWatch;
 use rdkafka::Message;

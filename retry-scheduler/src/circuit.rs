@@ -4,7 +4,7 @@
 //! back, a server that is just starting, or has no connection to spare, would be asked by all shards of all processes.
 //! So the first one asks for all: while it does, and while it waits between two tries, the others wait for it.
 
-use crate::{shard::lock, stop::Stop};
+use crate::{shared::lock, stop::Stop};
 use floodway_runtime::backoff::Backoff;
 use std::{
     sync::Mutex,

@@ -30,6 +30,7 @@ mod reader;
 mod recalls;
 mod repeats;
 mod shard;
+mod shared;
 mod stop;
 mod subject;
 mod takeover;
@@ -43,7 +44,7 @@ use crate::{
     dependency::{Dependency, Reporter},
     metrics::Metrics,
     publish::Publisher,
-    shard::Shared,
+    shared::Shared,
     stop::{Ending, Stop},
 };
 use floodway_runtime::{

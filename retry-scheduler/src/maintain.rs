@@ -1,7 +1,7 @@
 //! Keeps partitions ahead of the clock and drops those behind it. One process at a time, by an advisory lock on a
 //! connection of its own that ends with the pass.
 
-use crate::{circuit::Turn, dependency::Reporter, shard::Shared};
+use crate::{circuit::Turn, dependency::Reporter, shared::Shared};
 use floodway_store::{
     Error, count_levels, delivery_indexes, missing_indexes, partitions, partitions::Report,
     pool::DedicatedClient, retry,

@@ -11,7 +11,8 @@
 use crate::{
     dependency::Reporter,
     error::Error,
-    shard::{self, End, Shared, lock},
+    shard::{self, End},
+    shared::{Shared, lock},
     stop::{Ending, Stop},
 };
 use floodway_runtime::{kafka::KafkaSettings, stall::Blindness};

@@ -19,7 +19,7 @@
 use crate::{
     metrics::Loss,
     reader::Reader,
-    shard::{Shared, call},
+    shared::{Shared, call},
 };
 use floodway_schemas::UnixMillis;
 use floodway_store::{

@@ -5,8 +5,9 @@
 //! was cancelled, are stored with the cursor, in one transaction: after a crash both are done again or neither.
 
 use super::{
-    Owner, PAGE_BYTES, Trouble, call,
+    Owner, Trouble,
     early::{Early, Recalled},
+    horizon::PAGE_BYTES,
 };
 use crate::{
     admission::{Admission, PassedOver},
@@ -14,6 +15,7 @@ use crate::{
     dependency::Reporter,
     marks::{Marks, Verdict},
     recalls::Share,
+    shared::call,
     subject::{CANCELLED, Subject},
 };
 use floodway_schemas::retry_command::RetryAction;

@@ -3,7 +3,8 @@
 //! A page shows the table as it was when it was asked for. A row stored since would be in neither the page nor the memory, so nothing is
 //! stored while a page is on its way: whoever stores waits for it. (If something were, the memory would pass the page over.)
 
-use super::{DATABASE_TIMEOUT, Owner, Trouble, call, no_answer};
+use super::{Owner, Trouble};
+use crate::shared::{DATABASE_TIMEOUT, call, no_answer};
 use floodway_store::{
     DbInstant, Error,
     retry::{self, PendingRetry},
