@@ -35,7 +35,8 @@ LABEL org.opencontainers.image.title="Floodway" \
 USER 10001:10001
 # On loopback, their default, nothing outside the container could reach them.
 ENV FLOODWAY_ADMIN__LISTEN=0.0.0.0:8082 \
-    FLOODWAY_CONTROL_PLANE__LISTEN=0.0.0.0:8081
+    FLOODWAY_CONTROL_PLANE__LISTEN=0.0.0.0:8081 \
+    FLOODWAY_INGEST__LISTEN=0.0.0.0:8080
 # Ingest, control plane, admin.
 EXPOSE 8080 8081 8082
 STOPSIGNAL SIGTERM

@@ -7,12 +7,22 @@ import re
 import source
 
 # The Secrets that are not in the repository: docs/kubernetes.md says how to make them.
-EXTERNAL_SECRETS = {"floodway-secrets": {"FLOODWAY_DATABASE_URL", "FLOODWAY_SEALING_KEY", "FLOODWAY_CONTROL_PLANE__ADMIN_KEY"}}
+EXTERNAL_SECRETS = {
+    "floodway-secrets": {
+        "FLOODWAY_DATABASE_URL",
+        "FLOODWAY_DATABASE_DIRECT_URL",
+        "FLOODWAY_DATABASE_REPLICA_URL",
+        "FLOODWAY_SEALING_KEY",
+        "FLOODWAY_CONTROL_PLANE__ADMIN_KEY",
+    }
+}
 KAFKA_USERS_KEY = "password"  # of the Secret floodway-<component>: the form that Strimzi gives a KafkaUser's
 # Values in the right form, for settings whose Secret is not here, and for roles that need a setting that another lacks.
 STAND_INS = {
     "FLOODWAY_KAFKA_BROKERS": "kafka:9092",
     "FLOODWAY_DATABASE_URL": "postgres://user:password@host:5432/database",
+    "FLOODWAY_DATABASE_DIRECT_URL": "postgres://user:password@host:5432/database",
+    "FLOODWAY_DATABASE_REPLICA_URL": "postgres://user:password@replica:5432/database",
     "FLOODWAY_SEALING_KEY": "k1:" + base64.b64encode(bytes(32)).decode(),
     "FLOODWAY_CONTROL_PLANE__ADMIN_KEY": "a-stand-in-for-the-admin-key",
 }
@@ -21,6 +31,7 @@ WITH_SASL = {"FLOODWAY_KAFKA__SASL_PASSWORD": "stand-in"}
 # There, too, for what talks to no broker. Others must be given their user's name.
 WITHOUT_KAFKA = {"FLOODWAY_KAFKA__SASL_USERNAME": "stand-in"}
 LISTEN = re.compile(r"FLOODWAY_(?:(\w+)__)?LISTEN")
+EVERY_ADDRESS = ("0.0.0.0", "[::]")
 DRAIN = re.compile(r"FLOODWAY_\w+__DRAIN_(?:TIMEOUT|DEADLINE)")
 DRAIN_MARGIN_SECONDS = 10  # between the end of the drain and the kubelet's SIGKILL
 FILE_ENDINGS = {"env", "toml", "yaml"}  # floodway.toml is a file, floodway.events a topic
@@ -74,8 +85,11 @@ class Workload:
             if reference is None:
                 values[name] = variable.get("value", "")
                 continue
+            value, problem = self.secret_value(name, reference)
+            if problem and reference.get("optional") and self.manifests.named("Secret", reference["name"]):
+                continue
             secret.add(name)
-            values[name], problem = self.secret_value(name, reference)
+            values[name] = value
             if problem:
                 wrong.append(problem)
         return values, secret, wrong
@@ -156,8 +170,9 @@ def settings(manifests):
         if refused:
             yield f"{workload.name}: {refused}"
 
+        uses_database = component in source.roles_that_need("database") | {"migrate"}
         wanted = {
-            "FLOODWAY_DATABASE_URL": component in source.roles_that_need("database") | {"migrate"},
+            "FLOODWAY_DATABASE_URL": uses_database,
             "FLOODWAY_SEALING_KEY": component in source.roles_that_need("sealing_key"),
             "FLOODWAY_CONTROL_PLANE__ADMIN_KEY": component == "control-plane",
             "FLOODWAY_KAFKA__SASL_PASSWORD": uses_sasl and component in source.roles() | {"topics"},
@@ -167,6 +182,16 @@ def settings(manifests):
                 yield f"{workload.name}: {'lacks' if is_wanted else 'must not have'} {name}"
             elif is_wanted and name not in secret:
                 yield f"{workload.name}: {name} must come from a Secret"
+        # Whether there is one is up to the Secret; who would get it is not.
+        for name, is_wanted in {
+            "FLOODWAY_DATABASE_DIRECT_URL": uses_database,
+            "FLOODWAY_DATABASE_REPLICA_URL": component == "control-plane",
+        }.items():
+            references = [v.get("valueFrom", {}).get("secretKeyRef") for v in workload.container.get("env", []) if v["name"] == name]
+            if is_wanted != bool(references):
+                yield f"{workload.name}: {'lacks' if is_wanted else 'must not have'} {name}"
+            elif not all(reference and reference.get("optional") for reference in references):
+                yield f"{workload.name}: {name} must come from a Secret and be optional"
 
 
 def ports(manifests):
@@ -181,7 +206,7 @@ def ports(manifests):
         for section, address in listeners.items():
             host, _, port = address.rpartition(":")
             listening.add(int(port))
-            if host not in ("0.0.0.0", "[::]"):
+            if host not in EVERY_ADDRESS:
                 yield f"{workload.name}: {section} listens on {address}, which nothing outside the pod can reach"
         declared = set(workload.ports.values())
         if declared != listening:
@@ -306,8 +331,8 @@ def egress(manifests):
             if not brokers:
                 yield f"{workload.name}: FLOODWAY_KAFKA_BROKERS is not set"
             wanted.update((port, "Kafka") for port in re.findall(r":(\d+)(?:,|$)", brokers or ""))
-        if database := values.get("FLOODWAY_DATABASE_URL"):
-            wanted.update((port, "PostgreSQL") for port in re.findall(r"@[^/]*:(\d+)/", database))
+        for name in ("FLOODWAY_DATABASE_URL", "FLOODWAY_DATABASE_DIRECT_URL", "FLOODWAY_DATABASE_REPLICA_URL"):
+            wanted.update((port, "PostgreSQL") for port in re.findall(r"@[^/]*:(\d+)/", values.get(name, "")))
         for port, server in {"53": "DNS", **wanted}.items():
             if int(port) not in opened:
                 yield f"{workload.name}: no network policy lets it reach {server} on port {port}"
@@ -359,7 +384,26 @@ def first_step(manifests):
                 yield f"{workload.name}: needs {kind} {name}, which lacks the label floodway/apply: first"
 
 
-CHECKS = [sealed_off, settings, ports, selectors, lifetimes, scaling, egress, first_step]
+def role_by_role(manifests):
+    """`kubectl apply --selector app.kubernetes.io/component=<role>` applies the role with all that the first step has not."""
+    is_first = {"matchLabels": {"floodway/apply": "first"}}
+    for workload in manifests.workloads():
+        if workload.kind != "Deployment":
+            continue
+        is_the_roles = {"matchLabels": {COMPONENT: workload.component}}
+        references = [("Deployment", workload.document["metadata"]["name"]), ("ServiceAccount", workload.pod.get("serviceAccountName"))]
+        references += [("ConfigMap", source.get("configMapRef", {}).get("name")) for source in workload.container.get("envFrom", [])]
+        for policy in manifests.of("NetworkPolicy"):
+            if selects(policy["spec"]["podSelector"], workload.labels):
+                references.append(("NetworkPolicy", policy["metadata"]["name"]))
+        for kind, name in references:
+            document = manifests.named(kind, name)
+            labels = document["metadata"].get("labels", {}) if document else {}
+            if document and not selects(is_first, labels) and not selects(is_the_roles, labels):
+                yield f"{workload.name}: needs {kind} {name}, which lacks the label {COMPONENT}: {workload.component}"
+
+
+CHECKS = [sealed_off, settings, ports, selectors, lifetimes, scaling, egress, first_step, role_by_role]
 
 
 def mistakes(documents):
@@ -369,11 +413,18 @@ def mistakes(documents):
 
 
 def image_mistakes(dockerfile):
-    """Settings that the image brings along and the binary does not take."""
+    """Settings that the image brings along and the binary does not take, and listeners that nothing outside a container reaches."""
     brought = dict(re.findall(r"\b(FLOODWAY_\w+)=(\S+)", dockerfile))
     refused = source.floodway(["validate"], {**STAND_INS, **brought})
     if refused:
         yield f"Dockerfile: {refused}"
+    exposed = {port for line in re.findall(r"^EXPOSE (.+)$", dockerfile, re.MULTILINE) for port in line.split()}
+    for name, default in source.listeners().items():
+        host, _, port = brought.get(name, default).rpartition(":")
+        if host not in EVERY_ADDRESS:
+            yield f"Dockerfile: {name} is {host}:{port}, which nothing outside the container can reach"
+        if port not in exposed:
+            yield f"Dockerfile: does not EXPOSE {port}, the port of {name}"
 
 
 def text_mistakes(name, text):

@@ -43,9 +43,16 @@ def drop_exception(documents, network):
         block["ipBlock"]["except"] = [other for other in block["ipBlock"]["except"] if other != network]
 
 
+def reference(variable):
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": "floodway-secrets", "key": variable, "optional": True}}}
+
+
+def variable(documents, name, variable):
+    return next(entry for entry in container(documents, name)["env"] if entry["name"] == variable)
+
+
 def give_database(documents, name):
-    reference = {"name": "floodway-secrets", "key": "FLOODWAY_DATABASE_URL"}
-    container(documents, name)["env"].append({"name": "FLOODWAY_DATABASE_URL", "valueFrom": {"secretKeyRef": reference}})
+    container(documents, name)["env"].append(reference("FLOODWAY_DATABASE_URL"))
 
 
 # What is wrong, how to make it so, and a part of the line that must name it.
@@ -78,6 +85,11 @@ AGAINST_FACTS = [
     ("a ConfigMap that is not there", lambda d: container(d, "ingest")["envFrom"][0]["configMapRef"].update(name="flodway"), "no ConfigMap"),
     ("a key that the Secret lacks", lambda d: container(d, "migrate")["env"][0]["valueFrom"]["secretKeyRef"].update(key="DATABASE"), "DATABASE"),
     ("a secret that the role does not need", lambda d: give_database(d, "ingest"), "must not have FLOODWAY_DATABASE_URL"),
+    ("a replica's address for a role that has no use for it", lambda d: container(d, "retry-scheduler")["env"].append(reference("FLOODWAY_DATABASE_REPLICA_URL")), "must not have FLOODWAY_DATABASE_REPLICA_URL"),
+    ("a pooler's way past that must be there", lambda d: variable(d, "migrate", "FLOODWAY_DATABASE_DIRECT_URL")["valueFrom"]["secretKeyRef"].pop("optional"), "be optional"),
+    ("a role without the way past a pooler", lambda d: container(d, "control-plane")["env"].remove(variable(d, "control-plane", "FLOODWAY_DATABASE_DIRECT_URL")), "lacks FLOODWAY_DATABASE_DIRECT_URL"),
+    ("a role without its ConfigMap when it is applied alone", lambda d: named(d, "ConfigMap", "floodway-ingest")["metadata"]["labels"].pop(facts.COMPONENT), "needs ConfigMap"),
+    ("a role without its account when it is applied alone", lambda d: named(d, "ServiceAccount", "floodway-ingest")["metadata"]["labels"].pop(facts.COMPONENT), "needs ServiceAccount"),
     ("a secret that the role lacks", lambda d: container(d, "migrate")["env"].clear(), "lacks FLOODWAY_DATABASE_URL"),
     ("Services' variables beside the settings", lambda d: pod(d, "ingest").pop("enableServiceLinks"), "enableServiceLinks"),
     ("a pod that may be root", lambda d: pod(d, "ingest")["securityContext"].pop("runAsNonRoot"), "root"),
@@ -93,6 +105,13 @@ AGAINST_FACTS = [
 TEXTS = [
     ("an unknown topic", "# lag of floodway.outcome", "floodway.outcome"),
     ("an unknown metric", "query: sum(rate(floodway_ingest_requests[5m]))", "floodway_ingest_requests"),
+]
+
+
+IMAGES = [
+    ("an unknown setting", "ENV FLOODWAY_LISSEN=1", "FLOODWAY_LISSEN"),
+    ("a listener left on loopback", "ENV FLOODWAY_ADMIN__LISTEN=0.0.0.0:8082", "FLOODWAY_INGEST__LISTEN is 127.0.0.1"),
+    ("a port that is not exposed", "ENV FLOODWAY_INGEST__LISTEN=0.0.0.0:8090\nEXPOSE 8080", "EXPOSE 8090"),
 ]
 
 
@@ -120,6 +139,7 @@ def failures(documents, kubeconform):
     for what, text, expected in TEXTS:
         if not any(expected in line for line in facts.text_mistakes("text", text)):
             failed.append(f"accepted although it names {what}")
-    if not any("FLOODWAY_LISSEN" in line for line in facts.image_mistakes("ENV FLOODWAY_LISSEN=1")):
-        failed.append("accepted although its image sets something unknown")
-    return failed, len(AGAINST_SCHEMAS) + len(AGAINST_FACTS) + len(TEXTS) + 1
+    for what, text, expected in IMAGES:
+        if not any(expected in line for line in facts.image_mistakes(text)):
+            failed.append(f"accepted although its image has {what}")
+    return failed, len(AGAINST_SCHEMAS) + len(AGAINST_FACTS) + len(TEXTS) + len(IMAGES)

@@ -15,9 +15,9 @@ def read(path):
     return (ROOT / path).read_text()
 
 
-def found(pattern, path):
-    """The first group of every match; a pattern that matches nothing means that the code has moved."""
-    matches = re.findall(pattern, read(path), re.DOTALL)
+def found(pattern, path, flags=0):
+    """The first group of every match, or all groups; a pattern that matches nothing means that the code has moved."""
+    matches = re.findall(pattern, read(path), re.DOTALL | flags)
     if not matches:
         raise SystemExit(f"k8s-check: {path} no longer has what scripts/k8s-check.d/source.py looks for: {pattern}")
     return matches
@@ -37,6 +37,14 @@ def metrics():
     for path in ROOT.glob("*/src/metrics.rs"):
         names |= set(re.findall(r'"(floodway_[a-z0-9_]+)"', path.read_text()))
     return names
+
+
+@functools.cache
+def listeners():
+    """Variable and default of every listener, from the file that shows all defaults."""
+    sections = found(r"^\[(\w+)\]\n(.*?)(?=^\[|\Z)", "floodway.toml", re.MULTILINE)
+    addresses = {section: re.search(r'^listen = "([^"]+)"', body, re.MULTILINE) for section, body in sections}
+    return {f"FLOODWAY_{section.upper()}__LISTEN": address[1] for section, address in addresses.items() if address}
 
 
 @functools.cache
