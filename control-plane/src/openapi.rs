@@ -73,6 +73,9 @@ pub(crate) enum Problems {
     /// There is no such thing.
     #[response(status = 404, content_type = "application/problem+json")]
     NotFound(ProblemDocument),
+    /// The path has no such method: the answer to any that is not described here.
+    #[response(status = 405, content_type = "application/problem+json")]
+    NoMethod(ProblemDocument),
     /// The present state does not allow this.
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(ProblemDocument),
@@ -82,6 +85,9 @@ pub(crate) enum Problems {
     /// The body is not JSON by its content type.
     #[response(status = 415, content_type = "application/problem+json")]
     NotJson(ProblemDocument),
+    /// A bug: the reason is in the control plane's log.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(ProblemDocument),
     /// The database or Kafka does not answer: try again.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(ProblemDocument),

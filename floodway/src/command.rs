@@ -55,7 +55,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: RetriesCommand,
     },
-    /// Check the settings and print nothing if they are right
+    /// Check the settings of all roles together, so all of them must be there; print nothing if they are right
     Validate,
 }
 
