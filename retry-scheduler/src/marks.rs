@@ -51,6 +51,8 @@ pub(crate) struct Marks {
     of_subscriptions: HashMap<Uuid, OfSubscription>,
     /// By tenant: of an event whatever the subscription.
     of_events: HashMap<Uuid, HashMap<String, Vec<i64>>>,
+    /// By mark: what is settled beyond its `done`, while something before it is refused.
+    beyond: HashMap<i64, BTreeSet<i64>>,
     /// Whose `done` is not stored.
     unsaved: BTreeSet<i64>,
     /// The end of the last subscription's resumption.
@@ -171,7 +173,7 @@ impl Marks {
         let mut verdict = Verdict::Fires;
         for mark in covering {
             match mark.action {
-                RetryAction::Now if id <= mark.done => return Verdict::Gone,
+                RetryAction::Now if self.has_settled(mark, id) => return Verdict::Gone,
                 RetryAction::Now => {}
                 RetryAction::Cancel => verdict = Verdict::Cancelled(mark.command),
             }
@@ -202,6 +204,11 @@ impl Marks {
             || subscription.is_none_or(|id| self.of_subscriptions.contains_key(&id))
     }
 
+    /// Whether the mark has settled the row with this id.
+    pub(crate) fn has_settled(&self, mark: &Mark, id: i64) -> bool {
+        id <= mark.done || self.beyond.get(&mark.id).is_some_and(|beyond| beyond.contains(&id))
+    }
+
     /// The work of a mark is done for ids up to this one.
     pub(crate) fn advance(&mut self, id: i64, done: i64) {
         if let Some(mark) = self.by_id.get_mut(&id)
@@ -209,6 +216,18 @@ impl Marks {
         {
             mark.done = done;
             self.unsaved.insert(id);
+            if let Some(beyond) = self.beyond.remove(&id) {
+                self.settled_beyond(id, beyond);
+            }
+        }
+    }
+
+    /// Rows that a mark has settled though not all before them. Not stored: after a takeover they are produced again.
+    pub(crate) fn settled_beyond(&mut self, id: i64, rows: impl IntoIterator<Item = i64>) {
+        let Some(done) = self.by_id.get(&id).map(|mark| mark.done) else { return };
+        let beyond = rows.into_iter().filter(|row| *row > done).collect::<BTreeSet<_>>();
+        if !beyond.is_empty() {
+            self.beyond.entry(id).or_default().extend(beyond);
         }
     }
 
@@ -229,9 +248,10 @@ impl Marks {
             return;
         }
         let left = std::mem::take(&mut self.by_id).into_values().filter(|mark| !is_over(mark)).collect();
-        let unsaved = std::mem::take(&mut self.unsaved);
+        let (unsaved, mut beyond) = (std::mem::take(&mut self.unsaved), std::mem::take(&mut self.beyond));
         *self = Self::new(left);
-        self.unsaved = unsaved;
+        beyond.retain(|mark, _| self.by_id.contains_key(mark));
+        (self.unsaved, self.beyond) = (unsaved, beyond);
     }
 
     /// Whether deliveries of a subscription were just asked for, by these marks or by `others`.

@@ -11,7 +11,7 @@ use crate::{
 };
 use floodway_store::{DbInstant, retry::Position, retry_marks::Candidate};
 use std::{
-    collections::{BTreeMap, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -37,6 +37,8 @@ pub(crate) struct Recalls {
     seek: Option<Seek>,
     /// To be handed out.
     ready: Turns<Recall>,
+    /// Whose recall is being handed out.
+    under_way: Option<Uuid>,
     allowance: Allowance,
     most: usize,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Recall {
     tenant: Uuid,
     /// Places, by id.
     found: VecDeque<Position>,
+    /// So many of the first ones come again. They are handed out alone, so that no more than a share is settled beyond what is refused.
+    again: usize,
     /// Whether there may be more than these.
     has_more: bool,
 }
@@ -94,6 +98,7 @@ impl Recalls {
             waiting,
             seek: None,
             ready: Turns::default(),
+            under_way: None,
             allowance: Allowance { per_second: f64::from(per_second), saved: 0.0, at: now },
             most: MAX_FOUND,
         }
@@ -130,16 +135,27 @@ impl Recalls {
     /// Whether marks of tenants that have nothing to be handed out may be sought, though the others have enough.
     fn has_room_besides(&self) -> bool {
         self.ready.len() < MAX_TOGETHER + MAX_BESIDES
-            && self.waiting.tenants().any(|tenant| !self.ready.has(tenant))
+            && self.waiting.tenants().any(|tenant| self.has_nothing_ready(tenant))
     }
 
-    /// A walk for the marks that are next.
+    fn has_nothing_ready(&self, tenant: Uuid) -> bool {
+        !self.ready.has(tenant) && self.under_way != Some(tenant)
+    }
+
+    /// A walk for the marks that are next: besides those that have enough, one of each tenant.
     fn begin_walk(&mut self, after: Position) -> Option<Seek> {
-        let (ready, is_besides) = (&self.ready, !self.has_room());
+        let is_besides = !self.has_room();
+        if is_besides && !self.has_room_besides() {
+            return None;
+        }
         let most = if is_besides { self.most.div_ceil(FEWER) } else { self.most };
-        let may = |tenant| !is_besides || !ready.has(tenant);
-        let next = std::iter::from_fn(|| self.waiting.pop_of(may)).take(MAX_TOGETHER);
-        let marks: BTreeMap<_, _> = next.map(|(tenant, mark)| (mark, Lowest::of(tenant))).collect();
+        let (mut marks, mut tenants) = (BTreeMap::new(), HashSet::new());
+        while marks.len() < MAX_TOGETHER {
+            let may = |tenant| !is_besides || (self.has_nothing_ready(tenant) && !tenants.contains(&tenant));
+            let Some(tenant) = self.waiting.tenants().find(|tenant| may(*tenant)) else { break };
+            marks.extend(self.waiting.pop_of(tenant).map(|mark| (mark, Lowest::of(tenant))));
+            tenants.insert(tenant);
+        }
         (!marks.is_empty()).then_some(Seek { after, marks, most })
     }
 
@@ -150,7 +166,9 @@ impl Recalls {
             let Some(mark) = marks.get(*mark) else { continue };
             for row in page {
                 let id = row.position.id;
-                if id > mark.done && covers(mark, id, row.tenant, row.subscription, &row.event_id) {
+                if !marks.has_settled(mark, id)
+                    && covers(mark, id, row.tenant, row.subscription, &row.event_id)
+                {
                     lowest.add(row.position, seek.most);
                 }
             }
@@ -170,18 +188,23 @@ impl Recalls {
 
     /// What may be handed out now. Its recall comes back by [`Recalls::back`].
     pub(crate) fn take(&mut self, now: Instant) -> Option<Share> {
-        let wanted = self.ready.front()?.found.len().min(AT_ONCE);
+        let front = self.ready.front()?;
+        let wanted = if front.again > 0 { front.again } else { front.found.len().min(AT_ONCE) };
         let granted = self.allowance.take(wanted, now);
         if granted == 0 {
             return None;
         }
         let mut recall = self.ready.pop()?;
+        recall.again = recall.again.saturating_sub(granted);
+        self.under_way = Some(recall.tenant);
         let places = recall.found.drain(..granted.min(recall.found.len())).collect();
         Some(Share { recall, places })
     }
 
-    /// A recall comes back, with the places that are still to be handed out, by id. `true` when its work is done.
+    /// A recall comes back, with the places that are to be handed out again, by id. `true` when its work is done.
     pub(crate) fn back(&mut self, mut recall: Recall, left: Vec<Position>) -> bool {
+        self.under_way = None;
+        recall.again += left.len();
         recall.put_back(left);
         if !recall.found.is_empty() {
             self.ready.push(recall.tenant, recall);
@@ -216,7 +239,7 @@ impl Lowest {
 
     fn into_recall(self, mark: i64) -> Recall {
         let found = self.heap.into_sorted_vec().into_iter().map(|(id, due)| Position { due, id }).collect();
-        Recall { mark, tenant: self.tenant, found, has_more: self.has_more }
+        Recall { mark, tenant: self.tenant, found, again: 0, has_more: self.has_more }
     }
 }
 
@@ -316,10 +339,11 @@ mod tests {
         recalls.seek_after(start).unwrap();
         recalls.saw(&marks, &page(1, 10_000), true);
         assert!(!recalls.wants_page(), "this tenant has enough to be handed out");
-        recalls.begin(Uuid::from_u128(3), 3_000_000);
+        (0..3).for_each(|n| recalls.begin(Uuid::from_u128(3), 3_000_000 + n));
         let marks = Marks::new(vec![of(1, 1_000_000), of(3, 3_000_000)]);
         assert!(recalls.wants_page() && recalls.seek_after(start).is_some());
         recalls.saw(&marks, &page(3, 1_000), true);
+        assert!(recalls.ready.len() == 16 && !recalls.wants_page(), "one of the other's, as it had nothing");
         let mut turns = (1..=4u32).map(|turn| {
             let Share { recall, places } = recalls.take(now + turn * SAVED_FOR).unwrap();
             let of = recall.mark / 1_000_000;

@@ -196,6 +196,8 @@ struct Owner<'s> {
     pending: Pending,
     /// The rows that follow, on their way from the table.
     page: Option<Page>,
+    /// Earliest time for another try to read pending retries: others did.
+    page_after: Option<Instant>,
     firing: Option<Firing>,
     fire_after: Option<Instant>,
     /// The offset from which nothing is read again; `None` when it was reached.
@@ -242,8 +244,9 @@ impl<'s> Owner<'s> {
             commit_after: None,
             pending: Pending::new(row.cursor, settings.bounds()),
             page: None,
+            page_after: None,
             firing: None,
-            fire_after: replays.then(|| at + REPLAY_PATIENCE),
+            fire_after: replays.then(|| Instant::now() + REPLAY_PATIENCE),
             replayed_at: replays.then_some(row.next_offset),
             fire_backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
             recalls: Recalls::new(&marks, settings.recall_rate, Instant::now()),
@@ -316,7 +319,7 @@ impl<'s> Owner<'s> {
             wake = wake.min(now + ACK_INTERVAL);
         }
         if self.wants_page(now) || self.recalls.wants_page() {
-            wake = now;
+            wake = wake.min(self.page_after.unwrap_or(now));
         }
         wake.max(now)
     }

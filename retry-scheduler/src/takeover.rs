@@ -34,6 +34,11 @@ use thiserror::Error;
 /// How far a record's time may be off the database's, when the place is looked up by time.
 const TIME_MARGIN: Duration = Duration::from_secs(15 * 60);
 
+/// How often the log's end is asked for before the log counts as made anew: a new leader may not know the end at once.
+const BOUNDS_ASKED: u32 = 6;
+/// Pause between two such questions.
+const BOUNDS_PAUSE: Duration = Duration::from_millis(500);
+
 /// A shard that was taken over.
 pub(crate) struct TakenOver {
     /// Its row.
@@ -77,7 +82,7 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
         retry::take_over(&client, shard, &shared.owner, first_offset).await
     })?;
     let at = Instant::now();
-    let bounds = reader.bounds()?;
+    let bounds = bounds(&reader, row.next_offset)?;
     if let Some(Misplaced { loss, place, read_again_to }) = misplaced(&reader, bounds, &row)? {
         report(shared, shard, loss, bounds, &row, place);
         let moved = call(shared, async {
@@ -97,6 +102,19 @@ pub(crate) fn take_over(shared: &Shared, shard: i32) -> Result<TakenOver, Obstac
     let start = replay_from(shared, shard, &reader, bounds, &row)?;
     reader.start(start)?;
     Ok(TakenOver { row, marks, at, fenced_at, reader, replays: start < row.next_offset })
+}
+
+/// The first offset of the log, and one more than its last. Asks again when that speaks against what was read before.
+fn bounds(reader: &Reader, next_offset: i64) -> Result<(i64, i64), KafkaError> {
+    let mut bounds = reader.bounds()?;
+    for _ in 1..BOUNDS_ASKED {
+        if next_offset <= bounds.1 {
+            break;
+        }
+        std::thread::sleep(BOUNDS_PAUSE);
+        bounds = reader.bounds()?;
+    }
+    Ok(bounds)
 }
 
 /// The log does not have a shard's next offset.

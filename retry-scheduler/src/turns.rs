@@ -48,13 +48,14 @@ impl<T> Turns<T> {
 
     /// Takes what is next; its tenant then is the last in turn.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        self.pop_of(|_| true).map(|(_, item)| item)
+        let next = *self.order.front()?;
+        self.pop_of(next)
     }
 
-    /// The same, of the tenants that may.
-    pub(crate) fn pop_of(&mut self, may: impl Fn(Uuid) -> bool) -> Option<(Uuid, T)> {
-        let at = self.order.iter().position(|tenant| may(*tenant))?;
-        let tenant = self.order.remove(at)?;
+    /// The same, of this tenant.
+    pub(crate) fn pop_of(&mut self, tenant: Uuid) -> Option<T> {
+        let at = self.order.iter().position(|waiting| *waiting == tenant)?;
+        self.order.remove(at);
         let queue = self.queues.get_mut(&tenant)?;
         let item = queue.pop_front()?;
         if queue.is_empty() {
@@ -63,7 +64,7 @@ impl<T> Turns<T> {
             self.order.push_back(tenant);
         }
         self.len -= 1;
-        Some((tenant, item))
+        Some(item)
     }
 }
 
@@ -85,7 +86,7 @@ mod tests {
         (1..=3).for_each(|item| turns.push(one, item));
         (11..=12).for_each(|item| turns.push(other, item));
         assert_eq!((turns.len(), turns.front()), (5, Some(&1)));
-        assert_eq!(turns.pop_of(|tenant| tenant == other), Some((other, 11)));
+        assert_eq!(turns.pop_of(other), Some(11));
         let rest: Vec<i32> = std::iter::from_fn(|| turns.pop()).collect();
         assert_eq!(rest, [1, 12, 2, 3]);
         assert!(!turns.has(one) && turns.len() == 0 && turns.tenants().next().is_none());

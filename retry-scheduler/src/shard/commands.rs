@@ -6,8 +6,8 @@
 
 use super::{
     Owner, Trouble,
-    early::{Early, Recalled},
-    horizon::PAGE_BYTES,
+    early::{Early, Recalled, Settled},
+    horizon::{PAGE_BYTES, PLACE_INTERVAL},
 };
 use crate::{
     admission::{Admission, PassedOver},
@@ -114,6 +114,10 @@ impl Owner<'_> {
     pub(super) fn seek(&mut self) -> Result<(), Trouble> {
         let Some(after) = self.recalls.seek_after(self.pending.cursor()) else { return Ok(()) };
         let (shared, shard) = (self.shared, self.shard);
+        let Ok(_place) = shared.pages.try_acquire() else {
+            self.page_after = Some(Instant::now() + PLACE_INTERVAL);
+            return Ok(());
+        };
         let page = call(shared, async {
             let client = shared.pool.get().await?;
             retry_marks::candidates(&client, shard, after, SEEK_ROWS).await
@@ -130,6 +134,8 @@ impl Owner<'_> {
         if self.recalled.is_some() || self.firing.is_some() {
             return Ok(());
         }
+        let shared = self.shared;
+        let Ok(_place) = shared.pages.try_acquire() else { return Ok(()) };
         let Some(Share { recall, places }) = self.recalls.take(Instant::now()) else { return Ok(()) };
         let beyond: Vec<Position> =
             places.iter().copied().filter(|place| *place > self.pending.loaded()).collect();
@@ -163,15 +169,16 @@ impl Owner<'_> {
         }))
     }
 
-    /// What was recalled is acknowledged, except the rows at these places, which come again.
-    pub(super) fn settle_early(&mut self, early: Early, failed: Vec<Position>, acknowledged: usize) {
-        let (done, recall, failed) = early.settle(failed);
+    /// So many of what was recalled were acknowledged.
+    pub(super) fn settle_early(&mut self, settled: Settled, acknowledged: usize) {
+        let Settled { recall, done, beyond, again } = settled;
         let mark = recall.mark;
         self.marks.advance(mark, done);
+        self.marks.settled_beyond(mark, beyond);
         self.shared.metrics.recalled.increment(acknowledged as u64);
         // Its progress is to be stored soon.
         self.acknowledged = true;
-        if self.recalls.back(recall, failed) {
+        if self.recalls.back(recall, again) {
             self.recall_ended(mark);
         }
     }

@@ -35,6 +35,19 @@ pub(super) struct Early {
     first_index: usize,
     /// Indices before it, of rows that are due and belong to the share.
     due_too: HashSet<usize>,
+    /// Ids of the share that were told cancelled.
+    told: Vec<i64>,
+}
+
+/// What became of a share.
+pub(super) struct Settled {
+    pub(super) recall: Recall,
+    /// Up to which id the mark's work is done.
+    pub(super) done: i64,
+    /// Ids beyond it that are settled too.
+    pub(super) beyond: Vec<i64>,
+    /// Rows that were not acknowledged, by id: they come again.
+    pub(super) again: Vec<Position>,
 }
 
 impl Recalled {
@@ -66,7 +79,7 @@ impl Recalled {
     ) -> Early {
         let Self { mut recall, places, mut rows } = self;
         let first_index = batch.len();
-        let (mut last, mut due_too) = (-1, HashSet::new());
+        let (mut last, mut due_too, mut told) = (-1, HashSet::new(), Vec::new());
         let mut places = places.into_iter();
         while let Some(place) = places.next() {
             let is_known = place <= pending.loaded();
@@ -92,10 +105,13 @@ impl Recalled {
             match marks.of_subject(place.id, &subject) {
                 Verdict::Gone => {}
                 Verdict::Fires => batch.push(row),
-                Verdict::Cancelled(command) => cancel(&row, subject, command),
+                Verdict::Cancelled(command) => {
+                    told.push(place.id);
+                    cancel(&row, subject, command);
+                }
             }
         }
-        Early { recall, last, first_index, due_too }
+        Early { recall, last, first_index, due_too, told }
     }
 
     /// Whose share it is.
@@ -115,11 +131,13 @@ impl Early {
         index >= self.first_index || self.due_too.contains(&index)
     }
 
-    /// Up to which id the mark's work is done when these rows were not acknowledged; and the recall and they, by id, as they come again.
-    pub(super) fn settle(self, mut failed: Vec<Position>) -> (i64, Recall, Vec<Position>) {
-        failed.sort_unstable_by_key(|place| place.id);
-        let done = failed.first().map_or(self.last, |first| first.id - 1);
-        (done, self.recall, failed)
+    /// These rows of the share were acknowledged, and these were not.
+    pub(super) fn settle(self, acknowledged: Vec<i64>, mut again: Vec<Position>) -> Settled {
+        again.sort_unstable_by_key(|place| place.id);
+        let done = again.first().map_or(self.last, |first| first.id - 1);
+        let mut beyond = [acknowledged, self.told].concat();
+        beyond.retain(|id| *id > done);
+        Settled { recall: self.recall, done, beyond, again }
     }
 }
 
@@ -264,10 +282,13 @@ mod tests {
             let early = recalled.map(|recalled| {
                 recalled.join(&mut batch, &mut self.pending, &self.marks, |_, _, _| unreachable!("no cancel"))
             });
-            let (mut again, mut back) = (Vec::new(), Vec::new());
+            let (mut taken, mut again, mut back) = (Vec::new(), Vec::new(), Vec::new());
             for (index, row) in batch.into_iter().enumerate() {
                 if failing & (1 << (index % 64)) == 0 {
-                    self.acknowledged.insert(row.position);
+                    assert!(self.acknowledged.insert(row.position), "produced again: {:?}", row.position);
+                    if early.as_ref().is_some_and(|early| early.has(index)) {
+                        taken.push(row.position.id);
+                    }
                     continue;
                 }
                 if early.as_ref().is_some_and(|early| early.has(index)) {
@@ -279,8 +300,9 @@ mod tests {
             }
             self.pending.settle(back);
             if let Some(early) = early {
-                let (done, recall, again) = early.settle(again);
+                let Settled { recall, done, beyond, again } = early.settle(taken, again);
                 self.marks.advance(NOW, done);
+                self.marks.settled_beyond(NOW, beyond);
                 if self.recalls.back(recall, again) {
                     self.marks.advance(NOW, NOW);
                 }
@@ -374,7 +396,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_a_now_covers_is_lost_whatever_fails_or_is_forgotten(
+        fn everything_that_a_now_covers_comes_once_whatever_fails_or_is_forgotten(
             dues in proptest::collection::vec(0i64..150, 1..20),
             steps in proptest::collection::vec(step(), 0..60), heap_rows in 1usize..8,
         ) {

@@ -69,7 +69,8 @@ impl Owner<'_> {
         let Some(failed) = self.firing.as_ref().and_then(|firing| firing.acks.result()) else { return };
         let Some(Firing { rows, early, .. }) = self.firing.take() else { return };
         let first_early = early.as_ref().map_or(rows.len(), Early::first_index);
-        let (mut again, early_rows, mut early_failed) = (Vec::new(), rows.len() - first_early, 0);
+        let (mut again, mut taken) = (Vec::new(), Vec::new());
+        let (early_rows, mut early_failed) = (rows.len() - first_early, 0);
         let now = Instant::now();
         let db_now = self.clock.now(now);
         let total = rows.len();
@@ -77,16 +78,22 @@ impl Owner<'_> {
         // Thousands of rows, and when Kafka refuses, all of them.
         let refused: HashSet<usize> = failed.iter().map(|failed| failed.index).collect();
         for (index, row) in rows.into_iter().enumerate() {
+            let is_shared = early.as_ref().is_some_and(|early| early.has(index));
             if refused.contains(&index) {
                 early_failed += usize::from(index >= first_early);
-                if early.as_ref().is_some_and(|early| early.has(index)) {
+                if is_shared {
                     again.push(row.position);
                 }
                 // One beyond what memory knows is in the table only.
                 if row.position <= self.pending.loaded() {
                     back.push(row);
                 }
-            } else if index < first_early {
+                continue;
+            }
+            if is_shared {
+                taken.push(row.position.id);
+            }
+            if index < first_early {
                 self.intake.leases.fired(row.position.id);
                 self.shared.metrics.lateness_seconds.record(db_now.since(row.position.due));
             }
@@ -108,7 +115,7 @@ impl Owner<'_> {
         }
         self.pending.settle(back);
         if let Some(early) = early {
-            self.settle_early(early, again, early_rows - early_failed);
+            self.settle_early(early.settle(taken, again), early_rows - early_failed);
         }
     }
 }

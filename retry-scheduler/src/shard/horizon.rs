@@ -9,11 +9,17 @@ use floodway_store::{
     DbInstant, Error,
     retry::{self, PendingRetry},
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::task::{JoinError, JoinSet};
 
 /// Bytes of records read from the database at once. One page is on its way beside what waits in memory.
 pub(super) const PAGE_BYTES: i64 = 8 << 20;
+
+/// How soon a shard tries again that found other shards of the process reading.
+pub(super) const PLACE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A page on its way. Dropped, it is given up.
 pub(super) struct Page {
@@ -39,7 +45,7 @@ impl Owner<'_> {
             self.take_in(read)?;
         }
         let now = Instant::now();
-        if self.wants_page(now) {
+        if self.wants_page(now) && self.page_after.is_none_or(|after| after <= now) {
             self.ask_for_page(now);
         }
         Ok(())
@@ -54,18 +60,22 @@ impl Owner<'_> {
 
     fn ask_for_page(&mut self, now: Instant) {
         let (shared, shard) = (self.shared, self.shard);
-        let (pool, pages) = (shared.pool.clone(), Arc::clone(&shared.pages));
-        let limit = i64::from(shared.settings.page_rows);
+        let Ok(place) = Arc::clone(&shared.pages).try_acquire_owned() else {
+            self.page_after = Some(now + PLACE_INTERVAL);
+            return;
+        };
+        let (pool, limit) = (shared.pool.clone(), i64::from(shared.settings.page_rows));
         let until = self.clock.now(now).plus(shared.settings.horizon);
         let after = self.pending.ask();
         let mut reading = JoinSet::new();
         let read = async move {
             let read = async {
-                let _place = pages.acquire_owned().await;
                 let client = pool.get().await?;
                 retry::page(&client, shard, after, until, limit, PAGE_BYTES).await
             };
-            tokio::time::timeout(DATABASE_TIMEOUT, read).await.unwrap_or_else(|_| Err(no_answer()))
+            let read = tokio::time::timeout(DATABASE_TIMEOUT, read).await;
+            drop(place);
+            read.unwrap_or_else(|_| Err(no_answer()))
         };
         reading.spawn_on(read, &shared.handle);
         self.page = Some(Page { until, reading });
