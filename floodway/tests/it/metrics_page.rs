@@ -17,11 +17,13 @@ const NO_METRICS: [&str; 1] = ["floodway_retry_scheduler"];
 
 #[test]
 fn the_page_names_every_metric_of_the_code_and_no_other() {
-    let page = metrics_in(&read("docs/operations/metrics.md"));
-    let code = metrics_of_the_code();
-    let lacking: Vec<&String> = code.difference(&page).collect();
-    assert!(lacking.is_empty(), "docs/operations/metrics.md lacks {lacking:?}");
-    assert_eq!(page.difference(&code).filter(|name| !is_sample(name, &code)).collect::<Vec<_>>(), [""; 0]);
+    let page = read("docs/operations/metrics.md");
+    // What stands at the beginning of a row is told about in it; elsewhere metrics are only used.
+    let rows: String = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .fold(String::new(), |rows, name| rows + name + "\n");
+    assert_eq!(metrics_in(&rows), metrics_of_the_code());
 }
 
 #[test]
