@@ -154,7 +154,16 @@ launch_postgres() {
 # Begins a connection as floodway. PostgreSQL answers 'R' (now authenticate) only once it takes connections; before
 # that, and when it is full, it answers 'E'. This is what pg_isready does, which the artifact does not have.
 postgres_answers() {
+  postgres_replies 52
+}
+
+# Whether it is there and takes no connections yet, as after a crash, when it reads its log again.
+postgres_recovers() {
+  postgres_replies 45
+}
+
+postgres_replies() { # HEX: the first byte
   local body
   body=00030000$(hex_text user)00$(hex_text floodway)00$(hex_text database)00$(hex_text floodway)0000
-  [[ $(ask "$(postgres_port)" "$(hex32 $((${#body} / 2 + 4)))$body") == 52* ]]
+  [[ $(ask "$(postgres_port)" "$(hex32 $((${#body} / 2 + 4)))$body") == "$1"* ]]
 }

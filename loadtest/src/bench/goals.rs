@@ -1,6 +1,7 @@
 //! Tables of figures beside their goals, met or missed, for the pages of every benchmark that has goals.
 
 use super::{
+    document::{Block, Document},
     figures::{Account, Figure, Found, Goal, GoalReport, Unit},
     summary::Rows,
 };
@@ -10,8 +11,42 @@ use std::time::Duration;
 /// For cells without a figure.
 const NONE: &str = "–";
 
+/// What a page of goals says besides its tables.
+#[derive(Debug)]
+pub struct Words<'w> {
+    /// What was measured.
+    pub subject: &'w str,
+    /// The figures that one looks for first.
+    pub cards: Vec<(String, String)>,
+    /// What the figures do not say.
+    pub limits: Vec<String>,
+    /// How the tables are read.
+    pub reading: &'w str,
+}
+
+/// A report as a document: limits, goals, what a ledger found, and every figure.
+pub fn document(report: &GoalReport, words: Words<'_>, ledger: Vec<Block>) -> Document {
+    let heading = |text: &str| Block::Heading(text.to_owned());
+    let mut blocks = vec![
+        Block::Cards(words.cards),
+        heading("Limits"),
+        Block::List(words.limits),
+        heading("Goals"),
+        Block::Paragraph(goals_sentence(report)),
+        Block::Table(goals(report)),
+    ];
+    blocks.extend(ledger);
+    blocks.extend([heading("Figures"), Block::Paragraph(words.reading.to_owned())]);
+    for scenario in report.scenarios.iter().filter(|scenario| !scenario.figures.is_empty()) {
+        blocks.push(Block::Heading(format!("{}: {}", scenario.name, scenario.title)));
+        blocks.push(Block::Table(figures(scenario)));
+    }
+    blocks.push(heading("Where and with what"));
+    Document { subject: words.subject.to_owned(), blocks }
+}
+
 /// Every figure that has a goal, and whether it is met.
-pub fn goals(report: &GoalReport) -> Rows {
+fn goals(report: &GoalReport) -> Rows {
     let row = |scenario: &Found, figure: &Figure| {
         let goal = figure.goal?;
         Some(vec![
@@ -30,7 +65,7 @@ pub fn goals(report: &GoalReport) -> Rows {
 }
 
 /// How many of the goals are met.
-pub fn goals_sentence(report: &GoalReport) -> String {
+fn goals_sentence(report: &GoalReport) -> String {
     let figures = || report.scenarios.iter().flat_map(|scenario| &scenario.figures);
     let all = figures().filter_map(Figure::is_met).count();
     let met = figures().filter_map(Figure::is_met).filter(|met| *met).count();
@@ -38,7 +73,7 @@ pub fn goals_sentence(report: &GoalReport) -> String {
 }
 
 /// All figures of a scenario.
-pub fn figures(scenario: &Found) -> Rows {
+fn figures(scenario: &Found) -> Rows {
     let row = |figure: &Figure| {
         let spread = figure.spread().map_or(NONE.to_owned(), |(lowest, highest)| {
             format!("{} to {}", text(figure.unit, lowest), text(figure.unit, highest))

@@ -4,7 +4,7 @@ use crate::{
     bench::{
         document::{Block, Document},
         figures::{Account, GoalReport},
-        goals::{figures, goals, goals_sentence, remarks, text},
+        goals::{self, Words, remarks, text},
         summary::Rows,
     },
     report::count,
@@ -17,24 +17,10 @@ const READING: &str = "Of several runs the one in the middle is told, with the l
 
 /// The report as a document.
 pub fn document(report: &GoalReport) -> Document {
-    let mut blocks = vec![
-        Block::Cards(cards(report)),
-        Block::Heading("Limits".to_owned()),
-        Block::List(limits(report)),
-        Block::Heading("Goals".to_owned()),
-        Block::Paragraph(goals_sentence(report)),
-        Block::Table(goals(report)),
-        Block::Heading("Whether events were lost".to_owned()),
-        Block::Table(accounts(report)),
-        Block::Heading("Figures".to_owned()),
-        Block::Paragraph(READING.to_owned()),
-    ];
-    for scenario in report.scenarios.iter().filter(|scenario| !scenario.figures.is_empty()) {
-        blocks.push(Block::Heading(format!("{}: {}", scenario.name, scenario.title)));
-        blocks.push(Block::Table(figures(scenario)));
-    }
-    blocks.push(Block::Heading("Where and with what".to_owned()));
-    Document { subject: "dispatcher".to_owned(), blocks }
+    let ledger = vec![Block::Heading("Whether events were lost".to_owned()), Block::Table(accounts(report))];
+    let words =
+        Words { subject: "dispatcher", cards: cards(report), limits: limits(report), reading: READING };
+    goals::document(report, words, ledger)
 }
 
 fn accounts(report: &GoalReport) -> Rows {
@@ -125,10 +111,10 @@ mod tests {
 
     #[test]
     fn rows_have_a_cell_for_every_column() {
-        let report = report();
-        let scenarios = report.scenarios.iter().map(figures);
-        for Rows { header, rows } in [goals(&report), accounts(&report)].into_iter().chain(scenarios) {
-            assert!(rows.iter().all(|row| row.len() == header.len()), "{header:?}");
+        for block in document(&report()).blocks {
+            if let Block::Table(Rows { header, rows }) = block {
+                assert!(rows.iter().all(|row| row.len() == header.len()), "{header:?}");
+            }
         }
     }
 }

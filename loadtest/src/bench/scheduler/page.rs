@@ -2,9 +2,9 @@
 
 use crate::{
     bench::{
-        document::{Block, Document},
+        document::Document,
         figures::{Found, GoalReport},
-        goals::{figures, goals, goals_sentence, remarks, text},
+        goals::{self, Words, remarks, text},
     },
     report::count,
 };
@@ -16,22 +16,9 @@ const READING: &str = "Of several runs the one in the middle is told, with the l
 
 /// The report as a document.
 pub fn document(report: &GoalReport) -> Document {
-    let mut blocks = vec![
-        Block::Cards(cards(report)),
-        Block::Heading("Limits".to_owned()),
-        Block::List(limits(report)),
-        Block::Heading("Goals".to_owned()),
-        Block::Paragraph(goals_sentence(report)),
-        Block::Table(goals(report)),
-        Block::Heading("Figures".to_owned()),
-        Block::Paragraph(READING.to_owned()),
-    ];
-    for scenario in report.scenarios.iter().filter(|scenario| !scenario.figures.is_empty()) {
-        blocks.push(Block::Heading(format!("{}: {}", scenario.name, scenario.title)));
-        blocks.push(Block::Table(figures(scenario)));
-    }
-    blocks.push(Block::Heading("Where and with what".to_owned()));
-    Document { subject: "retry scheduler".to_owned(), blocks }
+    let words =
+        Words { subject: "retry scheduler", cards: cards(report), limits: limits(report), reading: READING };
+    goals::document(report, words, Vec::new())
 }
 
 fn limits(report: &GoalReport) -> Vec<String> {
