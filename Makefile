@@ -78,10 +78,11 @@ loadtest-scheduler: ## The same for the retry scheduler: rows stored beside a ba
 	  --stack-dir $${STACK_DIR:-.stack} $(ARGS)
 
 .PHONY: bench
-bench: ## Run the micro-benchmarks of the hot paths, then measure ingest and the dispatcher for half an hour each
+bench: ## Run the micro-benchmarks of the hot paths, then measure ingest, dispatcher and retry scheduler for half an hour each
 	cargo bench --locked --package floodway-benches
 	$(MAKE) loadtest ARGS="--profile full $(ARGS)"
 	$(MAKE) loadtest-dispatcher ARGS="--profile full $(ARGS)"
+	$(MAKE) loadtest-scheduler ARGS="--profile full $(ARGS)"
 
 .PHONY: bench-history
 bench-history: ## Fill a database with 10 million rows of history and time the API's queries (ARGS=1000000: fewer rows)
