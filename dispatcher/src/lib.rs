@@ -71,6 +71,7 @@ use deliver::Deliverer;
 use floodway_runtime::{
     Context,
     config_feed::ConfigFeed,
+    health::Component,
     kafka::KafkaError,
     topics::{self, TopicsError},
     witness::Witness,
@@ -114,7 +115,7 @@ pub struct Dispatcher {
     context: Context,
     connector: Connector,
     health: Arc<KafkaHealth>,
-    config_health: floodway_runtime::health::Component,
+    config_health: Component,
 }
 
 impl Dispatcher {
@@ -237,6 +238,7 @@ struct Parts {
     life: Arc<Life>,
     feed: Option<ConfigFeed>,
     feed_token: CancellationToken,
+    config_health: Component,
     subscriptions: Arc<Subscriptions>,
     outcomes: Arc<Outcomes>,
     deliverer: Arc<Deliverer>,
@@ -246,7 +248,7 @@ struct Parts {
 
 impl Parts {
     fn start(dispatcher: &Dispatcher) -> Result<Self, Error> {
-        let Dispatcher { settings, context, connector, health, .. } = dispatcher;
+        let Dispatcher { settings, context, connector, health, config_health } = dispatcher;
         let life = Arc::new(Life::default());
         let metrics = Arc::new(Metrics::new());
         let subscriptions = Arc::new(Subscriptions::default());
@@ -295,13 +297,24 @@ impl Parts {
             .spawn(move || closing.close_batches())
             .map_err(KafkaError::from)?;
         let (feed, batches) = (Some(feed), Some(batches));
-        Ok(Self { life, feed, feed_token, subscriptions, outcomes, deliverer, router, batches })
+        let config_health = config_health.clone();
+        Ok(Self {
+            life,
+            feed,
+            feed_token,
+            config_health,
+            subscriptions,
+            outcomes,
+            deliverer,
+            router,
+            batches,
+        })
     }
 
     /// Whether all subscriptions are known; `false` when the feed ended before.
     async fn feed_caught_up(&self) -> bool {
         match &self.feed {
-            Some(feed) => feed.caught_up().await,
+            Some(feed) => feed.caught_up_telling(&self.config_health).await,
             None => false,
         }
     }

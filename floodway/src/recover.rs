@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 /// Longest time for reading the topic: megabytes, as a rule.
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How often an operator is told that it still goes on.
+const TELL_PAUSE: Duration = Duration::from_secs(5);
+
 /// Connections: the publisher's right, and the transaction.
 const CONNECTIONS: usize = 2;
 
@@ -54,8 +57,8 @@ async fn read_topic(kafka: &KafkaSettings) -> Result<TopicState, StoreError> {
         }
     })
     .map_err(|error| StoreError::Other(error.to_string()))?;
-    let caught_up = tokio::time::timeout(READ_TIMEOUT, feed.caught_up()).await;
-    let skipped = feed.skipped();
+    let caught_up = tokio::time::timeout(READ_TIMEOUT, telling(&feed)).await;
+    let (skipped, trouble) = (feed.skipped(), feed.trouble());
     ended.cancel();
     // Its thread looks at the token twice a second.
     let joined = tokio::task::spawn_blocking(move || feed.join()).await;
@@ -66,6 +69,22 @@ async fn read_topic(kafka: &KafkaSettings) -> Result<TopicState, StoreError> {
     }
     match (caught_up, joined) {
         (Ok(true), Ok(())) => Ok(std::mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner))),
-        _ => Err(StoreError::Unavailable("the config topic could not be read to its end".to_owned())),
+        _ => Err(StoreError::Unavailable(format!(
+            "the config topic could not be read to its end: {}",
+            trouble.as_deref().unwrap_or("it took too long")
+        ))),
+    }
+}
+
+/// Waits for the topic's end, and tells an operator who waits too.
+async fn telling(feed: &ConfigFeed) -> bool {
+    loop {
+        tokio::select! {
+            caught_up = feed.caught_up() => return caught_up,
+            () = tokio::time::sleep(TELL_PAUSE) => {
+                let trouble = feed.trouble();
+                tracing::warn!(trouble, "the config topic is not read to its end yet");
+            }
+        }
     }
 }

@@ -189,7 +189,7 @@ async fn announce_catching_up(
     keys: &KeyTable,
     config: &Component,
 ) -> std::convert::Infallible {
-    if feed.caught_up().await {
+    if feed.caught_up_telling(config).await {
         keys.set_caught_up();
         config.up();
     }

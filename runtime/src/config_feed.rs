@@ -9,6 +9,7 @@
 //! broker any more although others do is replaced.
 
 use crate::{
+    health::Component,
     kafka::{KafkaError, KafkaSettings},
     stall::{Blindness, Finding, StallWatch},
     witness::Witness,
@@ -42,6 +43,9 @@ const CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for the answer; changes are not applied meanwhile.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often a component says what is waited for.
+const TELL_PAUSE: Duration = Duration::from_secs(2);
+
 /// Keeps the client from logging the end of the partition, which is news here and no error.
 struct FeedContext;
 
@@ -58,6 +62,7 @@ impl ConsumerContext for FeedContext {}
 pub struct ConfigFeed {
     caught_up: watch::Receiver<bool>,
     freshness: Freshness,
+    trouble: watch::Receiver<Option<String>>,
     skipped: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
@@ -91,6 +96,7 @@ impl ConfigFeed {
         let consumer = reader(kafka, None)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
+        let (trouble_tx, trouble) = watch::channel(None);
         let skipped = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&skipped);
         let mut position = Position {
@@ -102,6 +108,7 @@ impl ConfigFeed {
             at_end: false,
             probed: None,
             current: current_tx,
+            trouble: trouble_tx,
             stall: StallWatch::new(0, Instant::now()),
             blindness: Blindness::default(),
             witness: Witness::new(kafka),
@@ -122,13 +129,13 @@ impl ConfigFeed {
                         position.next = Some(record.offset() + 1);
                         position.at_end = false;
                         position.stall.read(record.offset());
-                        position.blindness.answered();
+                        position.answered();
                     }
                     Some(Err(ClientError::PartitionEOF(_))) => {
                         position.reached_end();
                         caught_up_tx.send_if_modified(|done| !std::mem::replace(done, true));
                     }
-                    Some(Err(error)) => tracing::debug!(%error, "config feed waits for Kafka"),
+                    Some(Err(error)) => position.failed(&error),
                 }
                 if checked_at.elapsed() >= CHECK_PAUSE {
                     position.check();
@@ -136,7 +143,7 @@ impl ConfigFeed {
                 }
             }
         })?;
-        Ok(Self { caught_up, freshness: Freshness(current), skipped, thread: Some(thread) })
+        Ok(Self { caught_up, freshness: Freshness(current), trouble, skipped, thread: Some(thread) })
     }
 
     /// How old what was applied may be.
@@ -152,6 +159,24 @@ impl ConfigFeed {
     /// Waits until everything that was on the topic at start has been applied. Returns `false` if the feed ended before.
     pub async fn caught_up(&self) -> bool {
         self.caught_up.clone().wait_for(|done| *done).await.is_ok()
+    }
+
+    /// The same, while the component says what is waited for.
+    pub async fn caught_up_telling(&self, component: &Component) -> bool {
+        loop {
+            tokio::select! {
+                caught_up = self.caught_up() => return caught_up,
+                () = tokio::time::sleep(TELL_PAUSE) => component.down(self.trouble().map_or_else(
+                    || "the configuration is being read".to_owned(),
+                    |trouble| format!("the configuration cannot be read: {trouble}"),
+                )),
+            }
+        }
+    }
+
+    /// What the client said last, if it was no answer.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
     }
 
     /// A view of the progress for other tasks: becomes `true` once.
@@ -205,6 +230,7 @@ struct Position {
     /// The topic's end when what follows `next` was last fetched again.
     probed: Option<i64>,
     current: watch::Sender<Option<Instant>>,
+    trouble: watch::Sender<Option<String>>,
     /// Whether the client still fetches.
     stall: StallWatch,
     /// Since when no broker answers the client.
@@ -213,26 +239,41 @@ struct Position {
 }
 
 impl Position {
+    /// A record came, or the end.
+    fn answered(&mut self) {
+        self.blindness.answered();
+        self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+    }
+
+    fn failed(&self, error: &ClientError) {
+        tracing::debug!(%error, "config feed waits for Kafka");
+        self.trouble.send_replace(Some(error.to_string()));
+    }
+
     /// The client reports that there is nothing more.
     fn reached_end(&mut self) {
         self.at_end = true;
         // Offsets up to the end that was probed hold no records: compaction or a transaction's marker took them.
         self.quiet_to = self.quiet_to.max(self.probed.take());
         self.stall.reached_end();
-        self.blindness.answered();
+        self.answered();
         self.current.send_replace(Some(Instant::now()));
     }
 
     /// Compares the position with the topic's end.
     fn check(&mut self) {
         let asked = Instant::now();
-        let Ok((low, high)) = self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) else {
-            if self.blindness.unanswered(Instant::now())
-                && self.witness.finds_lost(self.consumer.client(), &mut self.blindness)
-            {
-                self.read_anew();
+        let (low, high) = match self.consumer.fetch_watermarks(&self.topic, 0, CHECK_TIMEOUT) {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                self.failed(&error);
+                if self.blindness.unanswered(Instant::now())
+                    && self.witness.finds_lost(self.consumer.client(), &mut self.blindness)
+                {
+                    self.read_anew();
+                }
+                return;
             }
-            return;
         };
         self.blindness.answered();
         let next = self.next.unwrap_or(low);

@@ -1,4 +1,9 @@
-use floodway_runtime::{config_feed::ConfigFeed, kafka::KafkaSettings, testing::TestTopics};
+use floodway_runtime::{
+    config_feed::ConfigFeed,
+    health::Health,
+    kafka::KafkaSettings,
+    testing::{TestTopics, kafka},
+};
 use floodway_schemas::{
     config::{CONFIG_VERSION, ConfigChange, Tenant, TenantState},
     ids::TenantId,
@@ -94,6 +99,27 @@ async fn a_feed_without_kafka_never_claims_to_be_current() {
     // Longer than a check takes.
     assert!(timeout(Duration::from_secs(3), feed.caught_up()).await.is_err());
     assert_eq!(freshness.current_as_of(), None);
+    shutdown.cancel();
+    tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_feed_that_cannot_read_has_its_component_say_why() {
+    // Nobody made topics under this prefix.
+    let kafka = kafka();
+    let shutdown = CancellationToken::new();
+    let feed = ConfigFeed::start(&kafka, shutdown.clone(), |_, _| {}).unwrap();
+    let health = Health::default();
+    let component = health.component("config", true);
+    let told = async {
+        while !health.reports()[0].reason.as_ref().is_some_and(|reason| reason.contains("cannot be read: ")) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        caught_up = feed.caught_up_telling(&component) => panic!("ended: {caught_up}"),
+        told = timeout(DEADLINE, told) => told.unwrap_or_else(|_| panic!("{:?}", health.reports())),
+    }
     shutdown.cancel();
     tokio::task::spawn_blocking(move || feed.join()).await.unwrap();
 }
