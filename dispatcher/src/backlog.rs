@@ -15,7 +15,6 @@
 use crate::{
     deliver::{Deliverer, Taken},
     delivery::{Delivery, LaneId},
-    partition::Receipt,
 };
 use floodway_schemas::UnixMillis;
 use smallvec::SmallVec;
@@ -168,16 +167,10 @@ impl Backlog {
         self.attention.note(others, at);
     }
 
-    /// Defers everything: the dispatcher ends.
+    /// Defers everything that is not the next owner's.
     pub(crate) fn leave(self, deliverer: &Deliverer) {
-        self.into_deliveries().for_each(|(delivery, _under_way)| deliverer.leave(delivery));
-    }
-
-    /// Defers the batches, for events of other partitions may be in them. The rest is the next owner's.
-    pub(crate) fn leave_batches(self, deliverer: &Deliverer) {
-        let is_batch = |delivery: &Delivery| delivery.order.receipt.as_ref().is_some_and(Receipt::is_shared);
-        let batches = self.into_deliveries().filter(|(delivery, _)| is_batch(delivery));
-        batches.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
+        let held = self.held.into_values().flat_map(|held| held.waiting);
+        held.for_each(|(delivery, _under_way)| deliverer.leave(delivery));
     }
 
     /// Offers everything to its lane, in order, until that has no room.
@@ -198,10 +191,6 @@ impl Backlog {
             }
         }
         self.held.retain(|_, held| !held.waiting.is_empty());
-    }
-
-    fn into_deliveries(self) -> impl Iterator<Item = (Delivery, TaskTrackerToken)> {
-        self.held.into_values().flat_map(|held| held.waiting)
     }
 }
 

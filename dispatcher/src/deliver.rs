@@ -9,7 +9,8 @@ use crate::{
     config::Settings,
     connect::Connector,
     delivery::{Delivery, LaneId, Order, Settlement, Verdict},
-    lane::{Limits, MIN_DEFERRAL, Next, Offer, PutOff},
+    lane::{Limits, MIN_DEFERRAL, Offer, PutOff},
+    lane_place::LanePlace,
     life::Life,
     metrics::{Deferral, Metrics},
     outcomes::Outcomes,
@@ -157,7 +158,7 @@ impl Deliverer {
     }
 
     /// The bounds of a subscription's lanes, by what it asks for.
-    fn limits_of(&self, subscription: &Subscription) -> Limits {
+    pub(crate) fn limits_of(&self, subscription: &Subscription) -> Limits {
         let share = if subscription.requests_per_second.is_some() { self.shares.share() } else { 1.0 };
         self.limits.of(subscription, share)
     }
@@ -170,6 +171,9 @@ impl Deliverer {
     }
 
     fn defer(&self, PutOff { item, delay, is_open }: PutOff<Delivery>) {
+        if self.is_next_owners(&item.order) {
+            return;
+        }
         let now = clock::now();
         let expires_at = item.endpoint.subscription.retry.expires_at(item.order.since);
         if now > expires_at {
@@ -220,8 +224,21 @@ impl Deliverer {
 
     /// Defers a delivery that is not begun any more.
     pub(crate) fn leave(&self, delivery: Delivery) {
+        if self.is_next_owners(&delivery.order) {
+            return;
+        }
         self.metrics.deferred(Deferral::Leaving);
         self.settle(delivery.order, Settlement::deferred(clock::now().plus(MIN_DEFERRAL)));
+    }
+
+    /// Whether a delivery that has not begun is left to the next owner of its partition, and counts it then. An outcome of this one would
+    /// make a second delivery of it.
+    pub(crate) fn is_next_owners(&self, order: &Order) -> bool {
+        let is_given_up = order.receipt.as_ref().is_some_and(Receipt::is_given_up);
+        if is_given_up {
+            self.metrics.given_up.increment(1);
+        }
+        is_given_up
     }
 
     /// Counts a decision and produces its outcome.
@@ -230,52 +247,33 @@ impl Deliverer {
         self.outcomes.produce(order, settlement);
     }
 
-    /// One place in a lane: makes one delivery after the other until none waits.
-    pub(crate) async fn work(self: Arc<Self>, first: Delivery, worker: Arc<Worker>) {
-        let mut next = Some(first);
-        while let Some(delivery) = next {
-            let (endpoint, via, part) = (Arc::clone(&delivery.endpoint), delivery.via, delivery.part());
-            let lane = endpoint.lane(via);
-            if endpoint.subscription.requests_per_second.is_some()
-                && let Some(turn) = lane.turn()
-            {
-                // Of its own on the heap: few subscriptions have a rate, and every delivery's task would have room for it.
-                Box::pin(tokio::time::sleep_until(turn.into())).await;
+    /// One place in a lane: makes one delivery after the other until none waits. It has the place before it is first polled.
+    pub(crate) fn work(self: Arc<Self>, first: Delivery, worker: Arc<Worker>) -> impl Future<Output = ()> {
+        let mut place = LanePlace::of(self, &first);
+        async move {
+            let mut next = Some(first);
+            while let Some(delivery) = next {
+                if let Some(turn) = place.turn() {
+                    // Of its own on the heap: few subscriptions have a rate, and every delivery's task would have room for it.
+                    Box::pin(tokio::time::sleep_until(turn.into())).await;
+                }
+                place.begin(Instant::now());
+                let fared = place.deliverer().deliver(delivery, &worker.pool).await;
+                let ended = Instant::now();
+                worker.lag.look().await;
+                if worker.lag.is_behind(ended) {
+                    place.lane().lagged(ended);
+                }
+                next = place.finish(fared, ended);
             }
-            let began = Instant::now();
-            let fared = self.deliver(delivery, &worker.pool).await;
-            let ended = Instant::now();
-            worker.lag.look().await;
-            if worker.lag.is_behind(ended) {
-                lane.lagged(ended);
-            }
-            let limits = self.limits_of(&endpoint.subscription);
-            let Next { start, more, overdue, turn } =
-                lane.finish(part, fared, &limits, began, ended, rand::random());
-            if !overdue.is_empty() {
-                self.defer_overdue(overdue);
-            }
-            if let Some(turn) = turn {
-                self.metrics.turned(turn);
-            }
-            if let Some(delivery) = more {
-                self.metrics.queued.decrement(1.0);
-                self.workers.begin(delivery, self.tasks.token());
-                self.workers.signal();
-            }
-            if start.is_some() {
-                self.metrics.queued.decrement(1.0);
-            }
-            next = start;
         }
     }
 
     async fn deliver(&self, mut delivery: Delivery, pool: &Pool) -> Fared {
-        let mut receipt = delivery.order.receipt.take();
-        if receipt.as_ref().is_some_and(Receipt::is_given_up) {
-            self.metrics.given_up.increment(1);
+        if self.is_next_owners(&delivery.order) {
             return Fared::Unknown;
         }
+        let mut receipt = delivery.order.receipt.take();
         // A defect that one event or answer brings to light must not take the lane's place with it, nor leave the record open.
         let attempted = {
             // Pinned where it is made: moved from one future into the next it would be copied each time, some kilobytes.
@@ -440,6 +438,10 @@ impl Drop for UnderWay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        partition::Partition,
+        testing::{TestDeliverer, delivery, endpoint, partition, until},
+    };
     use proptest::prelude::*;
 
     proptest! {
@@ -453,6 +455,43 @@ mod tests {
             prop_assert!(back >= now.plus(MIN_DEFERRAL));
             prop_assert!(back <= expires_at.plus(Duration::from_millis(1)).max(now.plus(MIN_DEFERRAL)));
             prop_assert!(back <= now.plus(Duration::from_millis(delay_ms).max(MIN_DEFERRAL)));
+        }
+    }
+
+    /// Ways in which a delivery that waits is let go of.
+    const WAYS: [fn(&Deliverer, Delivery); 5] = [
+        |deliverer, delivery| deliverer.put_off(delivery),
+        |deliverer, delivery| deliverer.leave(delivery),
+        |deliverer, delivery| deliverer.defer_waiting(vec![delivery]),
+        |deliverer, item| deliverer.defer_overdue(vec![PutOff { item, delay: MIN_DEFERRAL, is_open: false }]),
+        |deliverer, item| deliverer.defer_overdue(vec![PutOff { item, delay: MIN_DEFERRAL, is_open: true }]),
+    ];
+
+    #[test]
+    fn what_waits_is_deferred_unless_its_partitions_were_all_given_up() {
+        let (world, endpoint) = (TestDeliverer::start(), endpoint());
+        let deliverer = &*world.deliverer;
+        let make =
+            |partition: &Arc<Partition>, offset| delivery(&deliverer.budget, &endpoint, partition, offset);
+        let batch = |partition: &Arc<Partition>, other: &Arc<Partition>| {
+            let mut delivery = make(partition, 0);
+            delivery.order.receipt.as_mut().unwrap().join(make(other, 1).order.receipt);
+            delivery
+        };
+        for let_go in WAYS {
+            for is_batch in [false, true] {
+                let (gone, kept) = (partition(), partition());
+                gone.stop();
+                let_go(deliverer, if is_batch { batch(&gone, &gone) } else { make(&gone, 0) });
+                // Without an outcome: its receipt would live until that is acknowledged.
+                assert!(gone.abandoned_for().is_some());
+                assert_eq!(gone.window_len(), 1 + usize::from(is_batch));
+                let gone = partition();
+                gone.stop();
+                let_go(deliverer, if is_batch { batch(&gone, &kept) } else { make(&kept, 0) });
+                until("its outcome is acknowledged", || kept.window_len() + gone.window_len() == 0);
+                assert_eq!((gone.abandoned_for(), kept.abandoned_for()), (None, None));
+            }
         }
     }
 

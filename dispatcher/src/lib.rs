@@ -34,6 +34,7 @@ mod intake;
 mod kafka_health;
 mod lag;
 mod lane;
+mod lane_place;
 mod life;
 mod metrics;
 mod open_batches;
@@ -57,6 +58,8 @@ mod shares;
 mod sign;
 mod subscriptions;
 mod target;
+#[cfg(test)]
+mod testing;
 mod tracker;
 mod traffic;
 mod vigil;
@@ -205,22 +208,26 @@ impl Dispatcher {
     fn start_intakes(&self, parts: &Parts) -> Result<Vec<JoinHandle<()>>, Error> {
         let witness = Arc::new(Witness::new(&self.context.kafka));
         let start = |(topic, group)| {
-            let intake = Intake {
-                topic,
-                group,
-                kafka: self.context.kafka.clone(),
-                router: Arc::clone(&parts.router),
-                life: Arc::clone(&parts.life),
-                health: Arc::clone(&self.health),
-                witness: Arc::clone(&witness),
-                max_window: self.settings.tracker_window,
-                repeat_window: self.settings.repeat_window,
-                repeat_ids: self.settings.repeat_ids,
-                commit_interval: self.settings.commit_interval,
-            };
+            let intake = self.intake(parts, &witness, topic, group);
             intake.start().map_err(|error| KafkaError::from(error).into())
         };
         CONSUMER_GROUPS.into_iter().map(start).collect()
+    }
+
+    fn intake(&self, parts: &Parts, witness: &Arc<Witness>, topic: Topic, group: &'static str) -> Intake {
+        Intake {
+            topic,
+            group,
+            kafka: self.context.kafka.clone(),
+            router: Arc::clone(&parts.router),
+            life: Arc::clone(&parts.life),
+            health: Arc::clone(&self.health),
+            witness: Arc::clone(witness),
+            max_window: self.settings.tracker_window,
+            repeat_window: self.settings.repeat_window,
+            repeat_ids: self.settings.repeat_ids,
+            commit_interval: self.settings.commit_interval,
+        }
     }
 }
 

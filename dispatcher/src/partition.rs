@@ -154,14 +154,9 @@ impl Receipt {
         self.others.extend(others);
     }
 
-    /// Whether it is for several records, which may be of other partitions.
-    pub(crate) fn is_shared(&self) -> bool {
-        !self.others.is_empty()
-    }
-
-    /// Whether the record is the next owner's to deliver. One that is shared may be for partitions that stayed.
+    /// Whether every record is the next owner's to deliver. Those of a batch may be of partitions that stayed.
     pub(crate) fn is_given_up(&self) -> bool {
-        self.partition.is_stopped() && !self.is_shared()
+        self.partition.is_stopped() && self.others.iter().all(Self::is_given_up)
     }
 
     /// Whether it is for a record of this assignment.
@@ -218,14 +213,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_a_partition_that_was_given_up_alone_is_the_next_owners() {
+    fn what_is_for_partitions_that_were_all_given_up_is_the_next_owners() {
         let (gone, kept) = (partition(10), partition(10));
         let (alone, other) = (Receipt::new(&gone, 0), Receipt::new(&kept, 0));
-        let mut shared = Receipt::new(&gone, 1);
+        let (mut batch, mut shared) = (Receipt::new(&gone, 1), Receipt::new(&gone, 2));
+        batch.join([Receipt::new(&gone, 3)]);
         shared.join([Receipt::new(&kept, 1)]);
-        assert!(!alone.is_given_up());
+        assert!(!alone.is_given_up() && !batch.is_given_up());
         gone.stop();
-        assert!(alone.is_given_up() && !other.is_given_up() && !shared.is_given_up());
+        assert!(alone.is_given_up() && batch.is_given_up());
+        assert!(!other.is_given_up() && !shared.is_given_up());
+        kept.stop();
+        assert!(shared.is_given_up());
     }
 
     #[test]

@@ -198,13 +198,14 @@ impl Router {
         backlog.work(&self.deliverer)
     }
 
-    /// Lets go of what is held back of a partition that is not read any more. When the dispatcher ends it is deferred, for nobody
-    /// delivers its records to their other subscriptions again then; otherwise it is the next owner's.
+    /// Lets go of what a partition's thread holds back when it ends. If the partition was given up, that is the next owner's, but for
+    /// what it closed with events of partitions that stayed, which is deferred. When the dispatcher ends all of it is, for nobody
+    /// delivers its records to their other subscriptions again then.
     pub(crate) fn leave(&self, partition: &Arc<Partition>, backlog: Backlog) {
         match self.deliverer.life.phase() {
             Phase::Running => {
                 self.batches.forget(partition);
-                backlog.leave_batches(&self.deliverer);
+                backlog.leave(&self.deliverer);
             }
             Phase::Draining => backlog.leave(&self.deliverer),
             Phase::Leaving | Phase::Abandoned => {}
@@ -469,8 +470,12 @@ impl Router {
         self.dispose(order, target, received, backlog)
     }
 
-    /// Offers a delivery to its lane, unless others in the partition's backlog wait for that, or settles it without an attempt.
+    /// Offers a delivery to its lane, unless others in the partition's backlog wait for that, or settles it without an attempt. Drops it
+    /// when its partition was given up meanwhile.
     fn dispose(&self, order: Order, target: Target, received: Instant, backlog: Option<&Backlog>) -> Taken {
+        if self.deliverer.is_next_owners(&order) {
+            return Taken::Settled;
+        }
         let (since, now) = (order.since, clock::now());
         match target {
             Target::Endpoint(endpoint) => match endpoint.subscription.state {
@@ -559,4 +564,36 @@ fn decode(envelope: &Bytes) -> Result<Event<'_>, DecodeError> {
         return Err(EventError::Malformed(format!("{} bytes", envelope.len())).into());
     }
     Event::decode(envelope)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Parts,
+        testing::{cluster_of, delivery, dispatcher, endpoint, partition, until},
+    };
+    use floodway_schemas::ids::SubscriptionId;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_needs_no_attempt_is_settled_unless_its_partition_was_given_up() {
+        let (_cluster, kafka) = cluster_of(1);
+        let parts = Parts::start(&dispatcher(&kafka)).unwrap();
+        let (router, endpoint) = (&parts.router, endpoint());
+        let undecided = || Target::Undecided(Arc::clone(&endpoint), "why".to_owned());
+        let not_filtered = || Target::NotFiltered(Arc::clone(&endpoint), Duration::from_secs(1));
+        let unknown = || Target::Unknown(SubscriptionId(uuid::Uuid::nil()));
+        let targets: [&dyn Fn() -> Target; 3] = [&undecided, &not_filtered, &unknown];
+        for target in targets {
+            let (gone, kept) = (partition(), partition());
+            gone.stop();
+            for partition in [&gone, &kept] {
+                let order = delivery(&router.deliverer.budget, &endpoint, partition, 0).order;
+                assert!(matches!(router.dispose(order, target(), Instant::now(), None), Taken::Settled));
+            }
+            assert!(gone.abandoned_for().is_some() && gone.window_len() == 1);
+            until("the outcome is acknowledged", || kept.window_len() == 0);
+        }
+        parts.stop(Vec::new(), Duration::ZERO).await.unwrap();
+    }
 }

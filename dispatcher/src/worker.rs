@@ -119,6 +119,13 @@ impl Workers {
         }
     }
 
+    /// Takes what is to begin, of which some may have no thread.
+    #[cfg(test)]
+    pub(crate) fn take_begun(&self) -> Vec<Delivery> {
+        let begun = self.mailboxes.iter().flat_map(|mailbox| mem::take(&mut mailbox.lock().begin));
+        begun.map(|begin| begin.delivery).collect()
+    }
+
     fn lock_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
