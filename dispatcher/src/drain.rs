@@ -84,10 +84,14 @@ impl Drain {
             match polled {
                 None => self.look(),
                 Some(Ok(message)) => {
+                    self.consumer.context().hear();
                     self.watch.read(message.offset());
                     self.take(&message, &mut repeats, &mut backlog);
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.watch.reached_end(),
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    self.consumer.context().hear();
+                    self.watch.reached_end();
+                }
                 Some(Err(error)) if is_fatal(&error) => {
                     tracing::error!(topic = self.topic(), partition = self.partition.id(), %error, "a partition cannot be consumed");
                     self.broken.store(true, Ordering::Release);

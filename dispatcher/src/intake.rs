@@ -106,6 +106,16 @@ impl Intake {
 
     /// Consumes until the dispatcher leaves, then commits and leaves the group.
     fn consume(intake: &Arc<Self>) -> KafkaResult<()> {
+        let consumer = Self::subscribed(intake)?;
+        let result = intake.poll(&consumer);
+        consumer.context().end_threads();
+        // The last reference: closing revokes what is assigned, which commits it, and leaves the group. Without unsubscribing
+        // before: librdkafka 2.12 then mostly loses the request to leave, and the next owner waits for the session timeout.
+        drop(consumer);
+        result
+    }
+
+    fn subscribed(intake: &Arc<Self>) -> KafkaResult<Arc<BaseConsumer<Owner>>> {
         let name = intake.kafka.topic(intake.topic);
         let owner = Owner::new(Arc::clone(intake), name.clone());
         let mut config = intake.kafka.consumer(intake.group);
@@ -120,12 +130,8 @@ impl Intake {
         config.set("max.partition.fetch.bytes", FETCHED_BYTES);
         let consumer: Arc<BaseConsumer<Owner>> = Arc::new(config.create_with_context(owner)?);
         consumer.context().belongs_to(&consumer);
-        let result = consumer.subscribe(&[&name]).and_then(|()| intake.poll(&consumer));
-        consumer.context().end_threads();
-        // The last reference: closing revokes what is assigned, which commits it, and leaves the group. Without unsubscribing
-        // before: librdkafka 2.12 then mostly loses the request to leave, and the next owner waits for the session timeout.
-        drop(consumer);
-        result
+        consumer.subscribe(&[&name])?;
+        Ok(consumer)
     }
 
     fn poll(&self, consumer: &Arc<BaseConsumer<Owner>>) -> KafkaResult<()> {
@@ -178,18 +184,28 @@ impl Intake {
     /// Looks whether a broker answers this consumer. An error when none has for long, and Kafka is there: then it takes another consumer.
     /// While nobody is answered, the consumer's progress is worth more than a new connection.
     fn probe(&self, consumer: &BaseConsumer<Owner>, blindness: &mut Blindness) -> KafkaResult<()> {
-        match consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT) {
-            Ok(_) => {
-                blindness.answered();
-                if !self.router.is_stalled() {
-                    self.health.up();
-                }
-                return Ok(());
+        let answer = consumer.fetch_metadata(Some(consumer.context().topic_name()), REQUEST_TIMEOUT);
+        self.judge(consumer.context(), answer.map(drop), blindness)
+    }
+
+    /// Takes in how a consumer was answered when it asked about its topic.
+    fn judge(&self, owner: &Owner, answer: KafkaResult<()>, blindness: &mut Blindness) -> KafkaResult<()> {
+        let Err(error) = answer else {
+            blindness.answered();
+            if !self.router.is_stalled() {
+                self.health.up();
             }
-            Err(error) => self.health.down(format!("no broker answers: {error}")),
+            return Ok(());
+        };
+        if owner.has_heard() {
+            // Records come: brokers answer it, and let it wait, as under a quota. It is asked again soon, for they may have come before.
+            blindness.answered();
+            self.health.suspect(self.group, &error.to_string());
+            return Ok(());
         }
+        self.health.down(format!("no broker answers: {error}"));
         if blindness.unanswered(Instant::now()) && self.witness.contradicts(blindness) {
-            consumer.context().count_loss();
+            owner.count_loss();
             return Err(KafkaError::Subscription("it finds no broker, and others do".to_owned()));
         }
         Ok(())
@@ -209,56 +225,19 @@ pub(crate) fn is_fatal(error: &KafkaError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dispatcher, Parts, Settings, connect::Connector};
-    use floodway_runtime::testing;
+    use crate::{
+        Dispatcher, Parts,
+        testing::{DEADLINE, cluster_of, dispatcher, until},
+    };
     use rdkafka::{
         Offset, TopicPartitionList,
-        mocking::MockCluster,
-        producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
+        producer::{BaseProducer, BaseRecord, Producer},
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
 
-    /// How long the test waits for anything.
-    const DEADLINE: Duration = Duration::from_secs(60);
-
-    fn until(what: &str, condition: impl Fn() -> bool) {
-        let deadline = Instant::now() + DEADLINE;
-        while !condition() {
-            assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn dispatcher(kafka: &KafkaSettings) -> Dispatcher {
-        let context = testing::context(kafka.clone());
-        let settings = Settings::default();
-        Dispatcher {
-            connector: Connector::new(&settings).unwrap(),
-            health: Arc::new(KafkaHealth::new(context.health.component("kafka", true))),
-            config_health: context.health.component("config", true),
-            settings,
-            context,
-        }
-    }
-
-    /// A cluster in this process, which can be told to fail.
-    fn cluster() -> (MockCluster<'static, DefaultProducerContext>, KafkaSettings) {
-        cluster_of(1)
-    }
-
-    fn cluster_of(brokers: i32) -> (MockCluster<'static, DefaultProducerContext>, KafkaSettings) {
-        let cluster = MockCluster::new(brokers).unwrap();
-        let mut kafka = testing::kafka();
-        kafka.brokers = cluster.bootstrap_servers();
-        for topic in [Topic::Events, Topic::Due, Topic::Replays, Topic::Config, Topic::Outcomes] {
-            cluster.create_topic(&kafka.topic(topic), 2, 1).unwrap();
-        }
-        (cluster, kafka)
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn events_wait_while_the_configuration_may_be_old_and_health_says_so() {
-        let (cluster, kafka) = cluster();
+        let (cluster, kafka) = cluster_of(1);
         let dispatcher = dispatcher(&kafka);
         let parts = Parts::start(&dispatcher).unwrap();
         let config = || {
@@ -345,7 +324,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_consumer_ends_although_it_cannot_take_further_partitions_over() {
-        let (cluster, kafka) = cluster();
+        let (cluster, kafka) = cluster_of(1);
         // The group's first rebalance waits for further members: both get a partition of every topic.
         let (stays, leaves) = (dispatcher(&kafka), dispatcher(&kafka));
         let (staying, leaving) = (Parts::start(&stays).unwrap(), Parts::start(&leaves).unwrap());
@@ -367,5 +346,50 @@ mod tests {
         staying.life.enter(Phase::Leaving);
         until("every consumer ends", || staying_intakes.iter().all(JoinHandle::is_finished));
         staying.stop(staying_intakes, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_consumer_that_gets_records_is_not_taken_for_lost_although_it_is_not_answered_about_the_cluster()
+     {
+        let (_cluster, kafka) = cluster_of(1);
+        let dispatcher = dispatcher(&kafka);
+        let parts = Parts::start(&dispatcher).unwrap();
+        let witness = Arc::new(Witness::new(&kafka));
+        let intake = Arc::new(dispatcher.intake(&parts, &witness, Topic::Due, "dispatcher-due"));
+        let consumer = Intake::subscribed(&intake).unwrap();
+        let owner = consumer.context();
+        owner.belongs_to(&consumer);
+        let hears = || {
+            until("something comes", || {
+                drop(consumer.poll(Duration::from_millis(10)));
+                owner.has_heard()
+            });
+        };
+        // That there is nothing in either partition; then a record of one.
+        hears();
+        let producer: BaseProducer = kafka.producer().create().unwrap();
+        let write = || {
+            let record = BaseRecord::to(owner.topic_name()).partition(0).key("k").payload("x");
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+            producer.flush(DEADLINE).unwrap();
+        };
+        write();
+        hears();
+
+        let unanswered = || Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
+        let is_up =
+            || dispatcher.context.health.reports().iter().any(|r| r.name == "kafka" && r.status == "up");
+        let mut blindness = Blindness::default();
+        owner.hear();
+        intake.judge(owner, unanswered(), &mut blindness).unwrap();
+        assert!(!blindness.is_blind() && is_up() && dispatcher.health.is_suspect());
+        intake.judge(owner, unanswered(), &mut blindness).unwrap();
+        assert!(blindness.is_blind() && !is_up());
+        owner.hear();
+        intake.judge(owner, unanswered(), &mut blindness).unwrap();
+        assert!(!blindness.is_blind());
+        owner.end_threads();
+        drop(consumer);
+        parts.stop(Vec::new(), Duration::ZERO).await.unwrap();
     }
 }

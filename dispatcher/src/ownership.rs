@@ -58,6 +58,8 @@ pub(crate) struct Owner {
     assigned: Mutex<HashMap<i32, Assigned>>,
     /// An assignment could not be taken over, or a partition cannot be consumed on: the consumer is of no use.
     broken: Arc<AtomicBool>,
+    /// Something of a partition came since it was last asked.
+    heard: AtomicBool,
 }
 
 struct Assigned {
@@ -100,6 +102,7 @@ impl Owner {
             consumer: OnceLock::new(),
             assigned: Mutex::default(),
             broken: Arc::default(),
+            heard: AtomicBool::new(false),
         }
     }
 
@@ -112,6 +115,19 @@ impl Owner {
     /// Full name of the topic.
     pub(crate) fn topic_name(&self) -> &str {
         &self.name
+    }
+
+    /// Notes that a record came, or that a partition has no more.
+    pub(crate) fn hear(&self) {
+        // Relaxed: the flag stands for itself. Written once: all partitions' threads come by with every record.
+        if !self.heard.load(Ordering::Relaxed) {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether anything came since this was last asked.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
     }
 
     /// Counts that the consumer finds no broker any more while others do.
