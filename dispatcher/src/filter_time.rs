@@ -15,7 +15,7 @@ use std::{
 const SHARE: u32 = 4;
 /// Time that one evaluation may take for nothing: usual ones take some microseconds.
 const FREE: Duration = Duration::from_micros(20);
-/// A tenant that has not used its part for so long may use it at once.
+/// A tenant that has not used its part of the time for evaluations for so long may use it at once.
 const BURST: Duration = Duration::from_secs(1);
 /// Longest wait for a turn: later ones are not planned for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30 * 60);
@@ -25,9 +25,19 @@ const MANY: usize = 1024;
 /// Whose filter, and on which thread: that of a partition of a topic.
 pub(crate) type Payer = (TenantId, Topic, i32);
 
-/// What was used.
-#[derive(Debug, Default)]
-pub(crate) struct FilterTime(Mutex<HashMap<Payer, Account>>);
+/// What was used, for one purpose.
+#[derive(Debug)]
+pub(crate) struct FilterTime {
+    accounts: Mutex<HashMap<Payer, Account>>,
+    /// See [`BURST`].
+    burst: Duration,
+}
+
+impl Default for FilterTime {
+    fn default() -> Self {
+        Self::with_burst(BURST)
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Account {
@@ -40,11 +50,16 @@ struct Account {
 }
 
 impl FilterTime {
+    /// Nothing used, where a tenant may use its part of `burst` at once.
+    pub(crate) fn with_burst(burst: Duration) -> Self {
+        Self { accounts: Mutex::default(), burst }
+    }
+
     /// How long an event has to wait before it is filtered, if it has to.
     pub(crate) fn wait(&self, payer: Payer, now: Instant) -> Option<Duration> {
         let mut accounts = self.lock();
         let account = accounts.get_mut(&payer)?;
-        if account.paid_at.saturating_duration_since(now) <= BURST {
+        if account.paid_at.saturating_duration_since(now) <= self.burst {
             return None;
         }
         let turn = account.planned_at.max(account.paid_at);
@@ -74,7 +89,7 @@ impl FilterTime {
 
     /// Every critical section leaves the accounts right: a panic elsewhere is no reason to stop.
     fn lock(&self) -> MutexGuard<'_, HashMap<Payer, Account>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
