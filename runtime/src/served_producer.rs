@@ -14,10 +14,10 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Longest wait for reports before the thread looks whether it is to end.
@@ -27,9 +27,9 @@ const POLL_SLACK: Duration = Duration::from_micros(80);
 
 /// Time for a producer that is no longer used to report what it held.
 const RETIRE_FLUSH: Duration = Duration::from_secs(1);
-/// Time for what it then still holds to be reported as given up. What is not reported when the client is dropped never is, and it takes
-/// half a second of its own only.
-const RETIRE_REPORTS: Duration = Duration::from_secs(5);
+/// Polls in a row that find nothing to report, after which one is dropped with what it then still holds: about five seconds. What is not
+/// reported when the client is dropped never is, and it takes half a second of its own only. A poll with many reports takes as long as these.
+const RETIRE_SILENCE: u64 = 50;
 /// How often one is looked at, until the last user has let go of it, and until all is reported.
 const RETIRE_WAIT: Duration = Duration::from_millis(10);
 
@@ -37,6 +37,8 @@ const RETIRE_WAIT: Duration = Duration::from_millis(10);
 pub struct ServedProducer<C: ProducerContext + 'static> {
     producer: Arc<BaseProducer<C>>,
     ends: Arc<AtomicBool>,
+    /// Polls that the thread has been through.
+    polls: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -46,17 +48,19 @@ impl<C: ProducerContext + 'static> FromClientConfigAndContext<C> for ServedProdu
     /// As [`BaseProducer`], and [`KafkaError::ClientCreation`] when there is no thread to be had.
     fn from_config_and_context(config: &ClientConfig, context: C) -> KafkaResult<Self> {
         let producer: Arc<BaseProducer<C>> = Arc::new(config.create_with_context(context)?);
-        let ends = Arc::new(AtomicBool::new(false));
-        let (served, served_ends) = (Arc::clone(&producer), Arc::clone(&ends));
+        let (ends, polls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (served, served_ends, served_polls) =
+            (Arc::clone(&producer), Arc::clone(&ends), Arc::clone(&polls));
         let thread = thread::Builder::new()
             .name("delivery-report".to_owned())
             .spawn(move || {
                 while !served_ends.load(Ordering::Relaxed) {
                     served.poll(POLL_WAIT + POLL_SLACK);
+                    served_polls.fetch_add(1, Ordering::Release);
                 }
             })
             .map_err(|error| KafkaError::ClientCreation(format!("no thread for reports: {error}")))?;
-        Ok(Self { producer, ends, thread: Some(thread) })
+        Ok(Self { producer, ends, polls, thread: Some(thread) })
     }
 }
 
@@ -72,14 +76,46 @@ impl<C: ProducerContext + 'static> ServedProducer<C> {
         }
         // Nobody gives it any more. Its thread takes the reports.
         producer.purge(PurgeConfig::default().queue().inflight());
-        let deadline = Instant::now() + RETIRE_REPORTS;
-        while producer.in_flight_count() > 0 && Instant::now() < deadline {
-            thread::sleep(RETIRE_WAIT);
-        }
-        let unreported = producer.in_flight_count();
+        let unreported = producer.await_reports();
         if unreported > 0 {
             tracing::error!(unreported, "the replaced producer does not say what became of what it held");
         }
+    }
+
+    /// Waits as long as there are reports, and returns how many are missing then.
+    fn await_reports(&self) -> i32 {
+        let mut silence = Silence::new(self.in_flight_count(), self.polls.load(Ordering::Acquire));
+        loop {
+            // The polls first: what they reported is no longer counted then.
+            let polls = self.polls.load(Ordering::Acquire);
+            let unreported = self.in_flight_count();
+            let is_served = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+            if unreported == 0 || !is_served || silence.lasts(unreported, polls) {
+                return unreported;
+            }
+            thread::sleep(RETIRE_WAIT);
+        }
+    }
+}
+
+/// Since which poll a producer reports nothing. Pure: counts are arguments.
+struct Silence {
+    /// Fewest records that were not reported yet.
+    unreported: i32,
+    since_poll: u64,
+}
+
+impl Silence {
+    fn new(unreported: i32, polls: u64) -> Self {
+        Self { unreported, since_poll: polls }
+    }
+
+    /// Takes in what is not reported yet after so many polls; whether nothing was reported for so long that nothing more will be.
+    fn lasts(&mut self, unreported: i32, polls: u64) -> bool {
+        if unreported < self.unreported {
+            *self = Self::new(unreported, polls);
+        }
+        polls.saturating_sub(self.since_poll) >= RETIRE_SILENCE
     }
 }
 
@@ -98,5 +134,57 @@ impl<C: ProducerContext + 'static> Drop for ServedProducer<C> {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that serves delivery reports panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::{ClientContext, message::DeliveryResult, producer::BaseRecord};
+    use std::time::Instant;
+
+    /// Takes its time for each report, and counts them.
+    struct Slow(Arc<AtomicU64>, Duration);
+
+    impl ClientContext for Slow {}
+
+    impl ProducerContext for Slow {
+        type DeliveryOpaque = ();
+
+        fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {
+            thread::sleep(self.1);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_retired_producer_is_given_up_only_when_poll_after_poll_reports_nothing() {
+        let mut silence = Silence::new(1_000, 7);
+        assert!(!silence.lasts(1_000, 7 + RETIRE_SILENCE - 1));
+        assert!(!silence.lasts(999, 7 + RETIRE_SILENCE));
+        assert!(!silence.lasts(999, 7 + 2 * RETIRE_SILENCE - 1));
+        // What else the client counts for a moment is no progress when it goes.
+        assert!(!silence.lasts(1_000, 7 + 2 * RETIRE_SILENCE - 1));
+        assert!(silence.lasts(999, 7 + 2 * RETIRE_SILENCE));
+    }
+
+    #[test]
+    fn a_retired_producer_reports_all_that_it_held_although_that_takes_long() {
+        const HELD: u32 = 8;
+        let (reported, begun) = (Arc::new(AtomicU64::new(0)), Instant::now());
+        let mut config = ClientConfig::new();
+        // Reserved and closed on every sane machine.
+        config.set("bootstrap.servers", "127.0.0.1:1");
+        let slow = Slow(Arc::clone(&reported), Duration::from_secs(1));
+        let producer: Arc<ServedProducer<Slow>> = Arc::new(config.create_with_context(slow).unwrap());
+        for topic in 0..HELD {
+            // Records of one topic would be reported at once.
+            let topic = format!("topic-{topic}");
+            let record = BaseRecord::<str, str>::to(&topic).payload("x");
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        ServedProducer::retire(producer);
+        assert_eq!(reported.load(Ordering::Relaxed), u64::from(HELD));
+        assert!(begun.elapsed() >= HELD * Duration::from_secs(1));
     }
 }
