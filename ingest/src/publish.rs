@@ -191,6 +191,12 @@ impl Publisher {
         self.live.load_full().in_flight_count() > 0
     }
 
+    /// From now on no producer can be made.
+    #[cfg(test)]
+    pub(crate) fn refuse_to_replace(&mut self) {
+        self.config.set("acks", "never");
+    }
+
     /// Replaces the producer after a fatal error, which it never recovers from; blocks.
     pub(crate) fn replace_if_dead(&self) {
         let Some((code, reason)) = self.live.load_full().client().fatal_error() else { return };
@@ -198,15 +204,20 @@ impl Publisher {
         self.replace();
     }
 
-    /// Puts a new producer in the place of the present one, whose requests get the answers that their events' reports make; blocks.
-    pub(crate) fn replace(&self) {
+    /// Puts a new producer in the place of the present one, whose requests get the answers that their events' reports make; blocks. Whether
+    /// there was one to be had.
+    pub(crate) fn replace(&self) -> bool {
         match create(&self.config, &self.tally, &self.metrics) {
             Ok(producer) => {
                 self.metrics.producer_rebuilds.increment(1);
                 EventProducer::retire(self.live.swap(Arc::new(producer)));
+                true
             }
             // Tried again at the next look; requests are refused meanwhile.
-            Err(error) => tracing::error!(%error, "the producer could not be replaced"),
+            Err(error) => {
+                tracing::error!(%error, "the producer could not be replaced");
+                false
+            }
         }
     }
 

@@ -140,12 +140,11 @@ impl Watch {
 
     /// Replaces a producer of which nothing is heard while Kafka answers others.
     fn replace_if_lost(&mut self, is_answered: bool) {
-        if is_answered {
-            self.blindness.answered();
-        } else if self.blindness.unanswered(Instant::now()) && self.witness.contradicts(&mut self.blindness) {
+        if self.witness.judge(is_answered, &mut self.blindness) {
             tracing::error!("the producer gets no answer, and others do: it is replaced");
-            self.publisher.replace();
-            self.blindness.replaced();
+            if self.publisher.replace() {
+                self.blindness.replaced();
+            }
         }
     }
 
@@ -263,6 +262,27 @@ mod tests {
         watch.look();
         assert!(!watch.blindness.is_blind() && publisher.waits());
         assert_eq!(completion.fates(), [Fate::Pending]);
+    }
+
+    #[test]
+    fn a_producer_that_could_not_be_replaced_is_tried_again_at_the_next_look() {
+        let cluster = MockCluster::new(1).unwrap();
+        let (health, kafka) = (Health::default(), kafka(&cluster));
+        let nowhere = KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..KafkaSettings::default() };
+        let new = || Publisher::new(&nowhere, &Settings::default(), None, Arc::new(Metrics::new())).unwrap();
+        let mut refusing = new();
+        refusing.refuse_to_replace();
+        for (publisher, is_replaced) in [(refusing, false), (new(), true)] {
+            let component = health.component("kafka", true);
+            let mut watch = Watch::new(kafka.clone(), Arc::new(publisher), right(), component);
+            // As if nothing had been heard of it for long, while others were answered.
+            let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+            assert!(!watch.blindness.unanswered(long_ago) && !watch.blindness.others(true, long_ago));
+            watch.replace_if_lost(false);
+            // It has not become more patient.
+            let is_tried_again = watch.blindness.is_blind() && watch.blindness.unanswered(Instant::now());
+            assert_eq!(is_tried_again, !is_replaced);
+        }
     }
 
     #[test]

@@ -93,26 +93,12 @@ impl ConfigFeed {
         shutdown: CancellationToken,
         mut apply: impl FnMut(ConfigChange, i64) + Send + 'static,
     ) -> Result<Self, KafkaError> {
-        let consumer = reader(kafka, None)?;
         let (caught_up_tx, caught_up) = watch::channel(false);
         let (current_tx, current) = watch::channel(None);
         let (trouble_tx, trouble) = watch::channel(None);
         let skipped = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&skipped);
-        let mut position = Position {
-            consumer,
-            kafka: kafka.clone(),
-            topic: kafka.topic(Topic::Config),
-            next: None,
-            quiet_to: None,
-            at_end: false,
-            probed: None,
-            current: current_tx,
-            trouble: trouble_tx,
-            stall: StallWatch::new(0, Instant::now()),
-            blindness: Blindness::default(),
-            witness: Witness::new(kafka),
-        };
+        let mut position = Position::new(kafka, current_tx, trouble_tx)?;
         let thread = std::thread::Builder::new().name("config-feed".to_owned()).spawn(move || {
             let mut checked_at = Instant::now();
             while !shutdown.is_cancelled() {
@@ -239,6 +225,28 @@ struct Position {
 }
 
 impl Position {
+    /// The topic's beginning.
+    fn new(
+        kafka: &KafkaSettings,
+        current: watch::Sender<Option<Instant>>,
+        trouble: watch::Sender<Option<String>>,
+    ) -> Result<Self, ClientError> {
+        Ok(Self {
+            consumer: reader(kafka, None)?,
+            kafka: kafka.clone(),
+            topic: kafka.topic(Topic::Config),
+            next: None,
+            quiet_to: None,
+            at_end: false,
+            probed: None,
+            current,
+            trouble,
+            stall: StallWatch::new(0, Instant::now()),
+            blindness: Blindness::default(),
+            witness: Witness::new(kafka),
+        })
+    }
+
     /// A record came, or the end.
     fn answered(&mut self) {
         self.blindness.answered();
@@ -315,12 +323,47 @@ impl Position {
                     "the config feed found no broker, and others did: it reads with a new client"
                 );
                 self.consumer = consumer;
+                self.blindness.replaced();
+                self.stall = StallWatch::new(self.next.unwrap_or(0), Instant::now());
+                (self.at_end, self.probed) = (false, None);
             }
             // Tried again at the next look.
             Err(error) => tracing::error!(%error, "no new client for the config feed"),
         }
-        self.blindness.replaced();
-        self.stall = StallWatch::new(self.next.unwrap_or(0), Instant::now());
-        (self.at_end, self.probed) = (false, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::{KafkaSecurity, SecurityProtocol};
+    use rdkafka::mocking::MockCluster;
+
+    #[test]
+    fn a_client_that_could_not_be_replaced_is_tried_again_at_the_next_check() {
+        let cluster = MockCluster::new(1).unwrap();
+        let there = KafkaSettings { brokers: cluster.bootstrap_servers(), ..KafkaSettings::default() };
+        // Reserved and closed on every sane machine.
+        let nowhere = KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..KafkaSettings::default() };
+        let mut position = Position::new(&nowhere, watch::channel(None).0, watch::channel(None).0).unwrap();
+        position.witness = Witness::new(&there);
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while !position.witness.judge(false, &mut Blindness::of_a_minute()) {
+            assert!(Instant::now() < deadline);
+        }
+        position.blindness = Blindness::of_a_minute();
+        // No client can be made.
+        let security = KafkaSecurity {
+            security_protocol: SecurityProtocol::Ssl,
+            ca_file: Some("/nowhere.pem".into()),
+            ..KafkaSecurity::default()
+        };
+        position.kafka.security = security;
+        position.check();
+        // It has not become more patient.
+        assert!(position.blindness.unanswered(Instant::now()));
+        position.kafka.security = KafkaSecurity::default();
+        position.check();
+        assert!(!position.blindness.is_blind());
     }
 }

@@ -87,6 +87,13 @@ impl Blindness {
     pub fn is_blind(&self) -> bool {
         self.since.is_some()
     }
+
+    /// As if no broker had answered for a minute, in which others were answered.
+    #[cfg(test)]
+    pub(crate) fn of_a_minute() -> Self {
+        let begun = Instant::now().checked_sub(Duration::from_secs(60));
+        Self { since: begun, others_since: begun, ..Self::default() }
+    }
 }
 
 /// Whether what a producer is given comes to anything. Pure: counts and time are arguments.

@@ -43,6 +43,16 @@ impl Witness {
         self.contradicts(blindness)
     }
 
+    /// Takes in whether a broker answered the client about the cluster just now. Whether it has lost Kafka: nobody has answered it for long, while
+    /// Kafka answers others. Blocks for some seconds at most.
+    pub fn judge(&self, is_answered: bool, blindness: &mut Blindness) -> bool {
+        if is_answered {
+            blindness.answered();
+            return false;
+        }
+        blindness.unanswered(Instant::now()) && self.contradicts(blindness)
+    }
+
     /// Whether Kafka has answered others for a while in which it did not answer the client, which was asked before: that one takes another's
     /// place. Blocks for some seconds at most.
     pub fn contradicts(&self, blindness: &mut Blindness) -> bool {
