@@ -1,10 +1,18 @@
 //! Watches what the control plane depends on, so that health tells the truth while nobody asks for anything.
 
-use crate::{history_reads::Replica, records::Records};
-use floodway_runtime::{health::Component, kafka::KafkaSettings, topics};
+use crate::{
+    history_reads::Replica,
+    metrics::{self, Client},
+    records::Records,
+};
+use floodway_runtime::{
+    health::Component, kafka::KafkaSettings, replaceable_producer::Look, retry_commands::RetryCommands,
+    topics, witness::Witness,
+};
 use floodway_schemas::topic::Topic;
 use floodway_store::{Error, Pool, migrate::check_schema, replica};
-use std::time::Duration;
+use rdkafka::error::KafkaError;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// The topics that the role uses.
@@ -61,16 +69,30 @@ async fn lag_of(pool: &Pool) -> Result<Duration, Error> {
     replica::lag(&pool.get().await?).await
 }
 
-/// Reports on Kafka until `stop` is cancelled. It is not up before the topics were found to be right, which ends
-/// `topics_checked`: they could not be checked at the start when Kafka was away then.
+/// The producers that serve requests: each is replaced when it has lost its brokers.
+pub(crate) struct Producers {
+    pub(crate) records: Records,
+    pub(crate) retry_commands: RetryCommands,
+}
+
+/// Reports on Kafka until `stop` is cancelled, and looks after the producers. Kafka is not up before the topics were found to be right, which
+/// ends `topics_checked`: they could not be checked at the start when Kafka was away then.
 pub(crate) async fn watch_kafka(
     kafka: KafkaSettings,
-    records: Records,
+    Producers { records, retry_commands }: Producers,
     topics_checked: CancellationToken,
     component: Component,
     stop: CancellationToken,
 ) {
-    let topic = kafka.topic(Topic::Config);
+    let (topic, witness) = (kafka.topic(Topic::Config), Arc::new(Witness::new(&kafka)));
+    let look_at_records = || {
+        let (records, topic, witness) = (records.clone(), topic.clone(), Arc::clone(&witness));
+        blocking(move || records.look(&topic, &witness))
+    };
+    let look_at_commands = || {
+        let (commands, witness) = (retry_commands.clone(), Arc::clone(&witness));
+        blocking(move || commands.look(&witness))
+    };
     let probe = async {
         while !topics_checked.is_cancelled() {
             match topics::check(&kafka, &TOPICS).await {
@@ -83,12 +105,22 @@ pub(crate) async fn watch_kafka(
             }
         }
         loop {
-            match records.probe(&topic).await {
-                Ok(()) => component.up(),
-                Err(error) => component.down(error.to_string()),
+            match look_at_records().await {
+                Look::Answered => component.up(),
+                Look::Unanswered(error) => component.down(error.to_string()),
+                Look::Replaced => metrics::lost_client(Client::Replays),
+            }
+            // Nothing else depends on these.
+            if let Look::Replaced = look_at_commands().await {
+                metrics::lost_client(Client::RetryCommands);
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
     };
     stop.run_until_cancelled(probe).await;
+}
+
+/// Looks where waiting disturbs nobody: ending a client takes its time, too.
+async fn blocking(look: impl FnOnce() -> Look + Send + 'static) -> Look {
+    tokio::task::spawn_blocking(look).await.unwrap_or(Look::Unanswered(KafkaError::Canceled))
 }

@@ -5,7 +5,7 @@
 //! that is already done. An outcome older than the subscription's last change is ignored: whoever enabled the
 //! subscription again knew of the 410, and the next one disables it anew.
 
-use crate::metrics;
+use crate::{metrics, outcomes::Outcomes};
 use floodway_runtime::{
     backoff::Backoff,
     clock,
@@ -14,12 +14,11 @@ use floodway_runtime::{
 use floodway_schemas::{
     config::SubscriptionState,
     outcome::{KIND_HEADER, Outcome, OutcomeKind},
-    topic::Topic,
 };
 use floodway_store::{Pool, outbox::ConfigurationWrite, subscriptions};
 use rdkafka::{
     Message,
-    consumer::{BaseConsumer, CommitMode, Consumer},
+    consumer::CommitMode,
     message::{BorrowedMessage, Headers},
 };
 use std::{
@@ -30,18 +29,13 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify};
 use tokio_util::sync::CancellationToken;
 
-/// Name of the consumer group, after the topic prefix.
-const GROUP: &str = "control-plane";
-/// Longest wait for a record before the thread looks at the shutdown token again.
-const POLL_WAIT: Duration = Duration::from_millis(200);
 /// How often positions are committed while nothing is disabled.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
 
-/// The consumer and what it needs to do its work.
+/// What the consumer needs to do its work.
 pub(crate) struct Disabler {
     pool: Pool,
     changed: Arc<Notify>,
-    consumer: BaseConsumer,
     stop: CancellationToken,
 }
 
@@ -54,47 +48,33 @@ impl Disabler {
         changed: Arc<Notify>,
         stop: CancellationToken,
     ) -> Result<JoinHandle<()>, KafkaError> {
-        let consumer: BaseConsumer = kafka.consumer(GROUP).create()?;
-        consumer.subscribe(&[&kafka.topic(Topic::Outcomes)])?;
-        let disabler = Self { pool, changed, consumer, stop };
-        let runtime = Handle::current();
-        Ok(std::thread::Builder::new().name("disable".to_owned()).spawn(move || disabler.run(&runtime))?)
+        let (outcomes, runtime) = (Outcomes::new(kafka)?, Handle::current());
+        let disabler = Self { pool, changed, stop };
+        let thread = std::thread::Builder::new().name("disable".to_owned());
+        Ok(thread.spawn(move || disabler.run(outcomes, &runtime))?)
     }
 
-    fn run(self, runtime: &Handle) {
+    fn run(self, mut outcomes: Outcomes, runtime: &Handle) {
         let mut committed_at = Instant::now();
         while !self.stop.is_cancelled() {
-            match self.consumer.poll(POLL_WAIT) {
-                None => {}
-                Some(Err(error)) => tracing::debug!(%error, "outcomes are not readable now"),
-                Some(Ok(record)) => {
-                    let disables = is_disable(&record);
-                    if disables && !runtime.block_on(self.disable(&record)) {
-                        // Shutting down before the change was stored: the record comes again.
-                        break;
-                    }
-                    if let Err(error) = self.consumer.store_offset_from_message(&record) {
-                        // The partition was taken away meanwhile; its next owner starts at the commit.
-                        tracing::debug!(%error, "position of outcomes not kept");
-                    }
-                    if disables {
-                        self.commit(CommitMode::Async);
-                    }
+            if let Some(record) = outcomes.next() {
+                let disables = is_disable(&record);
+                if disables && !runtime.block_on(self.disable(&record)) {
+                    // Shutting down before the change was stored: the record comes again.
+                    break;
+                }
+                outcomes.is_done(&record);
+                if disables {
+                    outcomes.commit(CommitMode::Async);
                 }
             }
             if committed_at.elapsed() >= COMMIT_EVERY {
-                self.commit(CommitMode::Async);
+                outcomes.commit(CommitMode::Async);
                 committed_at = Instant::now();
             }
+            outcomes.look_after_client();
         }
-        self.commit(CommitMode::Sync);
-    }
-
-    fn commit(&self, mode: CommitMode) {
-        if let Err(error) = self.consumer.commit_consumer_state(mode) {
-            // Nothing new to commit is an error too.
-            tracing::debug!(%error, "position of outcomes not committed");
-        }
+        outcomes.commit(CommitMode::Sync);
     }
 
     /// Disables the record's subscription, for as long as it takes. `false` when the process ends first.

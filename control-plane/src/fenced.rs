@@ -41,7 +41,7 @@ impl FencedRecords {
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS)
             .set("retry.backoff.ms", RETRY_BACKOFF_MS)
             .set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
-        let fenced = Self { topic, records: Some(Records::from_config(&config)?) };
+        let fenced = Self { topic, records: Some(Records::from_config(config)?) };
         fenced.blocking(|_, records| records.producer().init_transactions(COORDINATOR_TIMEOUT)).await?;
         Ok(fenced)
     }

@@ -21,6 +21,7 @@ mod fenced;
 pub mod history_reads;
 mod metrics;
 mod openapi;
+mod outcomes;
 mod page;
 mod pending_retries;
 mod publish;
@@ -41,6 +42,7 @@ pub use history_reads::Databases;
 
 use auth::AdminKey;
 use axum::Router;
+use dependencies::Producers;
 use endpoint_url::EndpointRules;
 use floodway_runtime::{
     Context,
@@ -73,6 +75,7 @@ pub struct ControlPlane {
     topics_checked: CancellationToken,
     publication: publish::Publication,
     records: Records,
+    retry_commands: RetryCommands,
     postgresql: Component,
     replica: Option<(Replica, Component)>,
     kafka: Component,
@@ -110,6 +113,7 @@ impl ControlPlane {
         let replica =
             history.replica().map(|replica| (replica, context.health.component("postgresql_replica", false)));
         let records = Records::new(&context.kafka).map_err(KafkaError::from)?;
+        let retry_commands = RetryCommands::new(&context.kafka).map_err(KafkaError::from)?;
         let (publisher, publication) = Publisher::new(
             pool.clone(),
             context.kafka.clone(),
@@ -122,7 +126,7 @@ impl ControlPlane {
             pool: pool.clone(),
             history: history.clone(),
             publication: publication.clone(),
-            retry_commands: RetryCommands::new(&context.kafka).map_err(KafkaError::from)?,
+            retry_commands: retry_commands.clone(),
             replays: Replays::new(records.clone(), context.kafka.topic(Topic::Replays)),
             sealing: Arc::clone(&context.sealing),
             endpoints: Arc::new(EndpointRules::new(settings.allowed_networks.clone())),
@@ -142,6 +146,7 @@ impl ControlPlane {
             topics_checked,
             publication,
             records,
+            retry_commands,
             postgresql,
             replica,
             kafka,
@@ -181,7 +186,7 @@ impl ControlPlane {
         }
         tasks.spawn(dependencies::watch_kafka(
             self.context.kafka.clone(),
-            self.records.clone(),
+            Producers { records: self.records.clone(), retry_commands: self.retry_commands },
             topics_checked,
             self.kafka,
             drained.clone(),

@@ -16,6 +16,7 @@ const PUBLISHER: &str = "floodway_control_plane_config_publisher";
 const DISABLED: &str = "floodway_control_plane_subscriptions_disabled_total";
 const COMMANDS: &str = "floodway_control_plane_retry_command_records_total";
 const REPLAYS: &str = "floodway_control_plane_replay_records_total";
+const LOST_CLIENTS: &str = "floodway_control_plane_lost_clients_total";
 
 /// Describes all metrics; call once at start.
 pub(crate) fn describe() {
@@ -48,6 +49,11 @@ pub(crate) fn describe() {
         "Commands to pending retries written to the outcomes topic, a record for each partition, by action."
     );
     describe_counter!(REPLAYS, Unit::Count, "Records written to the replays topic, by kind: replay or test.");
+    describe_counter!(
+        LOST_CLIENTS,
+        Unit::Count,
+        "Kafka clients replaced because no broker answered them while others were answered, by client: disabler, replays or retry_commands."
+    );
 }
 
 /// An answered request. `route` is the route's pattern, never the path itself.
@@ -100,4 +106,25 @@ pub(crate) fn replayed(kind: ReplayKind, records: u64) {
 /// Records of a command that the outcomes topic acknowledged.
 pub(crate) fn commanded(action: RetryAction, records: u64) {
     counter!(COMMANDS, "action" => action.as_str()).increment(records);
+}
+
+/// A client of Kafka that lives as long as the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// Reads outcomes that disable subscriptions.
+    Disabler,
+    /// Writes to `replays`.
+    Replays,
+    /// Writes commands to pending retries.
+    RetryCommands,
+}
+
+/// A client had lost its brokers, and was replaced.
+pub(crate) fn lost_client(client: Client) {
+    let client = match client {
+        Client::Disabler => "disabler",
+        Client::Replays => "replays",
+        Client::RetryCommands => "retry_commands",
+    };
+    counter!(LOST_CLIENTS, "client" => client).increment(1);
 }

@@ -1,6 +1,11 @@
 //! Writing records to Kafka and waiting for their acknowledgement.
 
-use floodway_runtime::{kafka::KafkaSettings, served_producer::ServedProducer};
+use floodway_runtime::{
+    kafka::KafkaSettings,
+    replaceable_producer::{Look, ReplaceableProducer},
+    served_producer::ServedProducer,
+    witness::Witness,
+};
 use rdkafka::{
     ClientConfig, ClientContext, Message,
     error::KafkaError,
@@ -15,12 +20,11 @@ use tokio::sync::oneshot;
 pub(crate) const MESSAGE_TIMEOUT_MS: &str = "5000";
 /// Longest wait for records in flight when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for an answer when asking whether Kafka is there.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Answer = oneshot::Sender<Result<i64, KafkaError>>;
 
 /// Answers each record's sender with its offset.
+#[derive(Clone)]
 pub(crate) struct Acknowledgements;
 
 impl ClientContext for Acknowledgements {}
@@ -40,7 +44,7 @@ impl ProducerContext for Acknowledgements {
 
 /// A producer for few records, each awaited. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Records(Arc<ServedProducer<Acknowledgements>>);
+pub(crate) struct Records(Arc<ReplaceableProducer<Acknowledgements>>);
 
 /// A record that was handed over and not yet acknowledged.
 pub(crate) struct InFlight(oneshot::Receiver<Result<i64, KafkaError>>);
@@ -49,16 +53,16 @@ impl Records {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         let mut config = kafka.producer();
         config.set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
-        Self::from_config(&config)
+        Self::from_config(config)
     }
 
-    pub(crate) fn from_config(config: &ClientConfig) -> Result<Self, KafkaError> {
-        Ok(Self(Arc::new(config.create_with_context(Acknowledgements)?)))
+    pub(crate) fn from_config(config: ClientConfig) -> Result<Self, KafkaError> {
+        Ok(Self(Arc::new(ReplaceableProducer::new(config, Acknowledgements)?)))
     }
 
-    /// For what only the client itself can do.
-    pub(crate) fn producer(&self) -> &ServedProducer<Acknowledgements> {
-        &self.0
+    /// For what only the client itself can do. Not to be kept: [`Records::look`] may put another one in its place.
+    pub(crate) fn producer(&self) -> Arc<ServedProducer<Acknowledgements>> {
+        self.0.live()
     }
 
     /// Hands a record over; records of one partition are written in the order of these calls. Without a value it is a
@@ -69,20 +73,18 @@ impl Records {
         if let Some(value) = value {
             record = record.payload(value);
         }
-        self.0.send(record).map_err(|(error, _)| error)?;
+        self.producer().send(record).map_err(|(error, _)| error)?;
         Ok(InFlight(acknowledged))
     }
 
-    /// Asks the brokers for a topic; an error says why Kafka is not usable.
-    pub(crate) async fn probe(&self, topic: &str) -> Result<(), KafkaError> {
-        let (producer, topic) = (Arc::clone(&self.0), topic.to_owned());
-        let probe = move || producer.client().fetch_metadata(Some(&topic), PROBE_TIMEOUT).map(drop);
-        tokio::task::spawn_blocking(probe).await.unwrap_or(Err(KafkaError::Canceled))
+    /// Asks the brokers for a topic, and replaces a client that has lost them. Blocks for some seconds.
+    pub(crate) fn look(&self, topic: &str, witness: &Witness) -> Look {
+        self.0.look(topic, witness)
     }
 
     /// Waits for records in flight. Call before the process ends.
     pub(crate) async fn flush(&self) {
-        let producer = Arc::clone(&self.0);
+        let producer = self.producer();
         let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("records were still in flight at the end");

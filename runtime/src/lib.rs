@@ -11,6 +11,7 @@ pub mod kafka;
 mod kafka_diagnosis;
 mod kafka_security;
 pub mod logging;
+pub mod replaceable_producer;
 pub mod retry_commands;
 pub mod served_producer;
 pub mod settings;

@@ -2,7 +2,8 @@
 
 use crate::{
     kafka::{KafkaSettings, REQUEST_TIMEOUT},
-    served_producer::ServedProducer,
+    replaceable_producer::{Look, ReplaceableProducer},
+    witness::Witness,
 };
 use floodway_schemas::{
     outcome::KIND_HEADER,
@@ -23,6 +24,7 @@ const MESSAGE_TIMEOUT_MS: &str = "5000";
 type Answer = mpsc::Sender<Result<(), KafkaError>>;
 
 /// Tells each record's sender what became of it.
+#[derive(Clone)]
 struct Answers;
 
 impl ClientContext for Answers {}
@@ -46,7 +48,7 @@ impl ProducerContext for Answers {
 /// Writes commands. Cheap to clone.
 #[derive(Clone)]
 pub struct RetryCommands {
-    producer: Arc<ServedProducer<Answers>>,
+    producer: Arc<ReplaceableProducer<Answers>>,
     topic: String,
 }
 
@@ -64,8 +66,13 @@ impl RetryCommands {
     pub fn new(kafka: &KafkaSettings) -> Result<Self, KafkaError> {
         let mut config = kafka.producer();
         config.set("message.timeout.ms", MESSAGE_TIMEOUT_MS);
-        let producer = Arc::new(config.create_with_context(Answers)?);
+        let producer = Arc::new(ReplaceableProducer::new(config, Answers)?);
         Ok(Self { producer, topic: kafka.topic(Topic::Outcomes) })
+    }
+
+    /// Asks the brokers for the topic, and replaces a client that has lost them. Blocks for some seconds.
+    pub fn look(&self, witness: &Witness) -> Look {
+        self.producer.look(&self.topic, witness)
     }
 
     /// Writes a command to every partition that it is for, and answers how many those are once all in-sync replicas have it. After
@@ -82,7 +89,8 @@ impl RetryCommands {
     fn send_blocking(&self, command: &RetryCommand) -> Result<usize, KafkaError> {
         // Encoding cannot fail: there is no map with keys other than strings.
         let value = command.encode().map_err(|_| KafkaError::Canceled)?;
-        let metadata = self.producer.client().fetch_metadata(Some(&self.topic), REQUEST_TIMEOUT)?;
+        let producer = self.producer.live();
+        let metadata = producer.client().fetch_metadata(Some(&self.topic), REQUEST_TIMEOUT)?;
         let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
         if partitions == 0 {
             return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition));
@@ -97,9 +105,9 @@ impl RetryCommands {
                 .key(&key)
                 .payload(&value)
                 .headers(headers);
-            self.producer.send(record).map_err(|(error, _)| error)?;
+            producer.send(record).map_err(|(error, _)| error)?;
         }
-        drop(answer);
+        drop((answer, producer));
         // The producer answers every record, at the latest when its timeout passes.
         answers.iter().collect::<Result<(), KafkaError>>()?;
         Ok(partitions.len())

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use std::time::Duration;
 
 /// Writes an outcome as the dispatcher does, all to one partition, so that they are read in this order.
-async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind, at: UnixMillis) {
+pub(crate) async fn emit(world: &World, tenant: &str, subscription: &str, kind: OutcomeKind, at: UnixMillis) {
     let event = RawValue::from_string("{}".to_owned()).unwrap();
     let outcome = Outcome {
         v: OUTCOME_VERSION,

@@ -7,6 +7,7 @@ mod api_keys;
 mod dead_letters;
 mod disabling;
 mod history;
+mod lost_brokers;
 mod pending_retries;
 mod pooler;
 mod publication;

@@ -1,7 +1,11 @@
 //! A control plane with topics and a database of its own, and a client for it.
 
 use floodway_control_plane::{ControlPlane, Databases, Settings};
-use floodway_runtime::{Context, kafka::KafkaSettings, testing::TestTopics};
+use floodway_runtime::{
+    Context,
+    kafka::KafkaSettings,
+    testing::{self, KafkaRelay, TestTopics},
+};
 use floodway_schemas::{config::ConfigChange, topic::Topic};
 use floodway_store::{Pool, testing::TestDatabase};
 use http_body_util::{BodyExt, Full};
@@ -68,6 +72,14 @@ impl World {
         let pool = database.pool();
         let plane = Plane::start(settings, topics.context(), pool.clone()).await;
         Self { topics, database, pool, plane }
+    }
+
+    /// One whose way to Kafka can be disturbed.
+    pub(crate) async fn start_relayed() -> (Self, KafkaRelay) {
+        let (topics, database) = tokio::join!(TestTopics::create(2), TestDatabase::create());
+        let (pool, (relay, relayed)) = (database.pool(), topics.relayed());
+        let plane = Plane::start(settings(), testing::context(relayed), pool.clone()).await;
+        (Self { topics, database, pool, plane }, relay)
     }
 
     /// Ends the control plane and begins another one on the same topics and database; in between, `meanwhile`.
