@@ -32,7 +32,7 @@ pub enum Look {
     Answered,
     /// None does: Kafka is away, or it is too early to tell whether the producer is at fault.
     Unanswered(KafkaError),
-    /// None did, and Kafka answers others: another producer has taken its place.
+    /// None did, and Kafka answers others, or it failed for good: another producer has taken its place.
     Replaced,
 }
 
@@ -52,27 +52,32 @@ impl<C: ProducerContext + Clone + 'static> ReplaceableProducer<C> {
         Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks the brokers for a topic, and replaces the producer when none has answered it for long while others were answered. What it held is
-    /// reported as failed then. Blocks for some seconds.
+    /// Asks the brokers for a topic, and replaces the producer when none has answered it for long while others were answered, or when it has
+    /// failed for good. What it held is reported as failed then. Blocks for some seconds.
     pub fn look(&self, topic: &str, witness: &Witness) -> Look {
         let mut blindness = self.blindness.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = self.live().client().fetch_metadata(Some(topic), LOOK_PATIENCE);
+        let live = self.live();
+        let failed = live.client().fatal_error().map(|(_, reason)| reason);
+        let answer = live.client().fetch_metadata(Some(topic), LOOK_PATIENCE);
+        drop(live);
         let is_lost = witness.judge(answer.is_ok(), &mut blindness);
-        match answer {
-            Ok(_) => Look::Answered,
-            Err(error) if !is_lost => Look::Unanswered(error),
-            Err(_) => match self.replace() {
-                Ok(()) => {
-                    blindness.replaced();
-                    tracing::error!(topic, "a producer got no answer, and others did: it was replaced");
-                    Look::Replaced
-                }
-                // Tried again at the next look.
-                Err(error) => {
-                    tracing::error!(topic, %error, "a producer could not be replaced");
-                    Look::Unanswered(error)
-                }
-            },
+        let reason = match (failed, answer) {
+            (Some(reason), _) => reason,
+            (None, Ok(_)) => return Look::Answered,
+            (None, Err(error)) if !is_lost => return Look::Unanswered(error),
+            (None, Err(error)) => format!("it got no answer, and others did: {error}"),
+        };
+        match self.replace() {
+            Ok(()) => {
+                blindness.replaced();
+                tracing::error!(topic, reason, "a producer was of no more use and was replaced");
+                Look::Replaced
+            }
+            // Tried again at the next look.
+            Err(error) => {
+                tracing::error!(topic, %error, "a producer could not be replaced");
+                Look::Unanswered(error)
+            }
         }
     }
 
@@ -93,6 +98,7 @@ mod tests {
         message::DeliveryResult,
         mocking::MockCluster,
         producer::{BaseRecord, DefaultProducerContext},
+        types::{RDKafkaApiKey, RDKafkaRespErr},
     };
     use std::{
         sync::atomic::{AtomicU32, Ordering},
@@ -163,6 +169,24 @@ mod tests {
         assert!(matches!(producer.look("any", &witness), Look::Replaced));
         assert!(before.upgrade().is_none() && !is_blind(&producer));
         assert_eq!(failures.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_producer_that_failed_for_good_is_replaced() {
+        let (cluster, witness, kafka) = cluster();
+        let (producer, _) = producer(&kafka);
+        let refusals = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &refusals);
+        let before = producer.live();
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while before.client().fatal_error().is_none() {
+            assert!(Instant::now() < deadline, "the producer is well");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(before);
+        assert!(matches!(producer.look("any", &witness), Look::Replaced));
+        assert!(matches!(producer.look("any", &witness), Look::Answered));
+        assert!(producer.live().client().fatal_error().is_none());
     }
 
     #[test]
