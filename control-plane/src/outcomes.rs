@@ -4,7 +4,8 @@ use crate::metrics;
 use floodway_runtime::{kafka::KafkaSettings, stall::Blindness, witness::Witness};
 use floodway_schemas::topic::Topic;
 use rdkafka::{
-    consumer::{BaseConsumer, CommitMode, Consumer},
+    ClientContext,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
 };
@@ -24,11 +25,22 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait for the answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Keeps the client from logging the end of each partition as an error: it is reached after every burst.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "consumer of outcomes");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
 /// The topic, from the group's position on. It may go back to the last commit at any time.
 pub(crate) struct Outcomes {
     kafka: KafkaSettings,
     topic: String,
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Quiet>,
     /// Something was read since the client was last looked at.
     was_heard: Cell<bool>,
     /// The client reported an error since it was last asked: mostly a connection that it renews.
@@ -120,9 +132,10 @@ impl Outcomes {
     }
 }
 
-fn member(kafka: &KafkaSettings, topic: &str) -> KafkaResult<BaseConsumer> {
+fn member(kafka: &KafkaSettings, topic: &str) -> KafkaResult<BaseConsumer<Quiet>> {
     // That there is nothing more is an answer, too.
-    let consumer: BaseConsumer = kafka.consumer(GROUP).set("enable.partition.eof", "true").create()?;
+    let consumer: BaseConsumer<Quiet> =
+        kafka.consumer(GROUP).set("enable.partition.eof", "true").create_with_context(Quiet)?;
     consumer.subscribe(&[topic])?;
     Ok(consumer)
 }

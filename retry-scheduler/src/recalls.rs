@@ -62,6 +62,8 @@ pub(crate) struct Share {
     pub(crate) recall: Recall,
     /// In the order of their ids; at least one.
     pub(crate) places: Vec<Position>,
+    /// So many of the first ones come again.
+    again: usize,
 }
 
 /// A walk through the pending retries.
@@ -195,10 +197,27 @@ impl Recalls {
             return None;
         }
         let mut recall = self.ready.pop()?;
-        recall.again = recall.again.saturating_sub(granted);
+        let again = recall.again.min(granted);
+        recall.again -= again;
         self.under_way = Some(recall.tenant);
         let places = recall.found.drain(..granted.min(recall.found.len())).collect();
-        Some(Share { recall, places })
+        Some(Share { recall, places, again })
+    }
+
+    /// A share comes back as it was handed out.
+    pub(crate) fn not_now(&mut self, share: Share) {
+        let Share { mut recall, places, again } = share;
+        self.under_way = None;
+        self.allowance.saved += places.len() as f64;
+        recall.again += again;
+        recall.put_back(places);
+        self.ready.push(recall.tenant, recall);
+    }
+
+    /// A recall ends although it is not done: one of its retries can never be handed out. The others come at their own time.
+    pub(crate) fn gave_up(&mut self, recall: Recall) {
+        self.under_way = None;
+        drop(recall);
     }
 
     /// A recall comes back, with the places that are to be handed out again, by id. `true` when its work is done.
@@ -285,6 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn a_share_that_comes_back_as_it_was_is_handed_out_again_and_one_that_was_refused_is_alone() {
+        let (start, now) = (Position { due: DbInstant(-1), id: 0 }, Instant::now());
+        let marks = Marks::new(vec![of(1, 1_000_000)]);
+        let mut recalls = Recalls::new(&marks, 100_000, now);
+        recalls.seek_after(start).unwrap();
+        recalls.saw(&marks, &page(1, 600), true);
+        let mut share = |left: Option<usize>| {
+            let share = recalls.take(now + SAVED_FOR).unwrap();
+            let ids: Vec<i64> = share.places.iter().map(|place| place.id).collect();
+            match left {
+                None => recalls.not_now(share),
+                Some(left) => drop(recalls.back(share.recall, share.places[..left].to_vec())),
+            }
+            (ids[0], ids.len())
+        };
+        assert_eq!(
+            [None, Some(3), None, Some(1), Some(0)].map(&mut share),
+            [(0, 250), (0, 250), (0, 3), (0, 3), (0, 1)]
+        );
+        assert_eq!([Some(0), Some(0)].map(share), [(250, 250), (500, 100)]);
+        assert!(!recalls.is_ready());
+    }
+
+    #[test]
     fn the_rate_holds_and_is_saved_up_for_a_moment_only() {
         let start = Instant::now();
         let mut allowance = Allowance { per_second: 1_000.0, saved: 0.0, at: start };
@@ -345,7 +388,7 @@ mod tests {
         recalls.saw(&marks, &page(3, 1_000), true);
         assert!(recalls.ready.len() == 16 && !recalls.wants_page(), "one of the other's, as it had nothing");
         let mut turns = (1..=4u32).map(|turn| {
-            let Share { recall, places } = recalls.take(now + turn * SAVED_FOR).unwrap();
+            let Share { recall, places, .. } = recalls.take(now + turn * SAVED_FOR).unwrap();
             let of = recall.mark / 1_000_000;
             recalls.back(recall, Vec::new());
             (of, places.len())
@@ -380,7 +423,7 @@ mod tests {
                         marks.advance(ended, ended);
                     }
                 }
-                if let Some(Share { recall, places }) = recalls.take(now) {
+                if let Some(Share { recall, places, .. }) = recalls.take(now) {
                     prop_assert!(recall.found.len() + places.len() <= most);
                     // Now and then the last one fails and comes again.
                     let fails = step < 2_000 && failing & (1 << (step % 64)) != 0;

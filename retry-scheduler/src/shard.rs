@@ -198,6 +198,8 @@ struct Owner<'s> {
     page: Option<Page>,
     /// Earliest time for another try to read pending retries: others did.
     page_after: Option<Instant>,
+    /// The same for seeking what commands cover.
+    seek_after: Option<Instant>,
     firing: Option<Firing>,
     fire_after: Option<Instant>,
     /// The offset from which nothing is read again; `None` when it was reached.
@@ -245,6 +247,7 @@ impl<'s> Owner<'s> {
             pending: Pending::new(row.cursor, settings.bounds()),
             page: None,
             page_after: None,
+            seek_after: None,
             firing: None,
             fire_after: replays.then(|| Instant::now() + REPLAY_PATIENCE),
             replayed_at: replays.then_some(row.next_offset),
@@ -318,8 +321,11 @@ impl<'s> Owner<'s> {
         if self.page.is_some() {
             wake = wake.min(now + ACK_INTERVAL);
         }
-        if self.wants_page(now) || self.recalls.wants_page() {
+        if self.wants_page(now) {
             wake = wake.min(self.page_after.unwrap_or(now));
+        }
+        if self.recalls.wants_page() {
+            wake = wake.min(self.seek_after.unwrap_or(now));
         }
         wake.max(now)
     }

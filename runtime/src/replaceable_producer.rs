@@ -10,17 +10,21 @@ use rdkafka::{
 };
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longest wait for an answer when asking whether Kafka is there.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two replacements of producers that failed for good: for want of a right, say, all of them do.
+const FAILED_PAUSE: Duration = Duration::from_secs(60);
 
 /// A producer, and how to make another one like it.
 pub struct ReplaceableProducer<C: ProducerContext + Clone + 'static> {
     config: ClientConfig,
     context: C,
     live: RwLock<Arc<ServedProducer<C>>>,
+    /// When one that had failed for good was last replaced.
+    failed_at: Mutex<Option<Instant>>,
     /// Since when no broker answers it. Held while it is looked at.
     blindness: Mutex<Blindness>,
 }
@@ -30,7 +34,7 @@ pub struct ReplaceableProducer<C: ProducerContext + Clone + 'static> {
 pub enum Look {
     /// A broker answers it.
     Answered,
-    /// None does: Kafka is away, or it is too early to tell whether the producer is at fault.
+    /// None does: Kafka is away, or it is too early to tell whether the producer is at fault. Or it failed for good soon after another one had.
     Unanswered(KafkaError),
     /// None did, and Kafka answers others, or it failed for good: another producer has taken its place.
     Replaced,
@@ -43,7 +47,7 @@ impl<C: ProducerContext + Clone + 'static> ReplaceableProducer<C> {
     /// When the client refuses its settings.
     pub fn new(config: ClientConfig, context: C) -> KafkaResult<Self> {
         let live = RwLock::new(Arc::new(config.create_with_context(context.clone())?));
-        Ok(Self { config, context, live, blindness: Mutex::default() })
+        Ok(Self { config, context, live, failed_at: Mutex::default(), blindness: Mutex::default() })
     }
 
     /// The present producer. To be let go of before its reports are waited for: one that is replaced ends when nobody has it any more.
@@ -57,12 +61,19 @@ impl<C: ProducerContext + Clone + 'static> ReplaceableProducer<C> {
     pub fn look(&self, topic: &str, witness: &Witness) -> Look {
         let mut blindness = self.blindness.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.live();
-        let failed = live.client().fatal_error().map(|(_, reason)| reason);
+        let failed = live.client().fatal_error();
         let answer = live.client().fetch_metadata(Some(topic), LOOK_PATIENCE);
         drop(live);
         let is_lost = witness.judge(answer.is_ok(), &mut blindness);
         let reason = match (failed, answer) {
-            (Some(reason), _) => reason,
+            (Some((code, reason)), _) => {
+                let mut failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed_at.is_some_and(|at| at.elapsed() < FAILED_PAUSE) {
+                    return Look::Unanswered(KafkaError::MessageProduction(code));
+                }
+                *failed_at = Some(Instant::now());
+                reason
+            }
             (None, Ok(_)) => return Look::Answered,
             (None, Err(error)) if !is_lost => return Look::Unanswered(error),
             (None, Err(error)) => format!("it got no answer, and others did: {error}"),
@@ -100,10 +111,7 @@ mod tests {
         producer::{BaseRecord, DefaultProducerContext},
         types::{RDKafkaApiKey, RDKafkaRespErr},
     };
-    use std::{
-        sync::atomic::{AtomicU32, Ordering},
-        time::Instant,
-    };
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Counts the records that failed.
     #[derive(Clone, Default)]
@@ -171,22 +179,33 @@ mod tests {
         assert_eq!(failures.0.load(Ordering::Relaxed), 1);
     }
 
+    fn until_it_failed(producer: &ReplaceableProducer<Failures>) {
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while producer.live().client().fatal_error().is_none() {
+            assert!(Instant::now() < deadline, "the producer is well");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     #[test]
     fn a_producer_that_failed_for_good_is_replaced() {
         let (cluster, witness, kafka) = cluster();
         let (producer, _) = producer(&kafka);
         let refusals = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &refusals);
-        let before = producer.live();
-        let deadline = Instant::now() + Duration::from_secs(40);
-        while before.client().fatal_error().is_none() {
-            assert!(Instant::now() < deadline, "the producer is well");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        drop(before);
+        until_it_failed(&producer);
         assert!(matches!(producer.look("any", &witness), Look::Replaced));
         assert!(matches!(producer.look("any", &witness), Look::Answered));
         assert!(producer.live().client().fatal_error().is_none());
+        // The next one is refused, too: it is not replaced again and again, and whoever asks is told.
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &refusals);
+        *producer.live.write().unwrap() =
+            Arc::new(producer.config.create_with_context(producer.context.clone()).unwrap());
+        until_it_failed(&producer);
+        let look = producer.look("any", &witness);
+        assert!(matches!(look, Look::Unanswered(KafkaError::MessageProduction(_))), "{look:?}");
+        *producer.failed_at.lock().unwrap() = None;
+        assert!(matches!(producer.look("any", &witness), Look::Replaced));
     }
 
     #[test]

@@ -47,8 +47,6 @@ const RESUMED_DEFERRAL: Duration = Duration::from_secs(15);
 /// A retry that was cancelled, until its history is stored.
 pub(super) struct Cancelled {
     position: Position,
-    /// The mark whose work told it, if it is told before its time.
-    early: Option<i64>,
     events: i64,
     row: NewDelivery,
 }
@@ -112,16 +110,22 @@ impl Owner<'_> {
 
     /// Looks through some pending retries for what is to come before its time.
     pub(super) fn seek(&mut self) -> Result<(), Trouble> {
+        if self.seek_after.is_some_and(|after| after > Instant::now()) {
+            return Ok(());
+        }
         let Some(after) = self.recalls.seek_after(self.pending.cursor()) else { return Ok(()) };
         let (shared, shard) = (self.shared, self.shard);
-        let Ok(_place) = shared.pages.try_acquire() else {
-            self.page_after = Some(Instant::now() + PLACE_INTERVAL);
+        let Ok(place) = shared.pages.try_acquire() else {
+            self.seek_after = Some(Instant::now() + PLACE_INTERVAL);
             return Ok(());
         };
         let page = call(shared, async {
             let client = shared.pool.get().await?;
             retry_marks::candidates(&client, shard, after, SEEK_ROWS).await
         })?;
+        drop(place);
+        // The place is free for as long as others take to look for one: a walk has many pages.
+        self.seek_after = Some(Instant::now() + PLACE_INTERVAL);
         let is_last = i64::try_from(page.len()).unwrap_or(i64::MAX) < SEEK_ROWS;
         for mark in self.recalls.saw(&self.marks, &page, is_last) {
             self.recall_ended(mark);
@@ -134,43 +138,52 @@ impl Owner<'_> {
         if self.recalled.is_some() || self.firing.is_some() {
             return Ok(());
         }
-        let shared = self.shared;
-        let Ok(_place) = shared.pages.try_acquire() else { return Ok(()) };
-        let Some(Share { recall, places }) = self.recalls.take(Instant::now()) else { return Ok(()) };
-        let beyond: Vec<Position> =
-            places.iter().copied().filter(|place| *place > self.pending.loaded()).collect();
-        let read = if beyond.is_empty() { Ok(Vec::new()) } else { self.read_places(&beyond) };
-        let rows = match read {
-            Ok(rows) => rows,
-            Err(error) => {
-                self.recalls.back(recall, places);
-                return Err(error.into());
+        let Some(share) = self.recalls.take(Instant::now()) else { return Ok(()) };
+        let loaded = self.pending.loaded();
+        let beyond: Vec<Position> = share.places.iter().copied().filter(|place| *place > loaded).collect();
+        match self.read_places(&beyond) {
+            Ok(Some(rows)) => {
+                let Share { recall, places, .. } = share;
+                self.recalled = Some(Recalled::new(recall, places, &beyond, rows));
+                Ok(())
             }
-        };
-        self.recalled = Some(Recalled::new(recall, places, &beyond, rows));
-        Ok(())
+            Ok(None) => {
+                self.recalls.not_now(share);
+                Ok(())
+            }
+            Err(error) => {
+                self.recalls.not_now(share);
+                Err(error.into())
+            }
+        }
     }
 
-    fn read_places(&self, places: &[Position]) -> Result<Vec<PendingRetry>, floodway_store::Error> {
+    /// The rows at these places that the table has; `None` while others of this process read.
+    fn read_places(&self, places: &[Position]) -> Result<Option<Vec<PendingRetry>>, floodway_store::Error> {
         let (shared, shard) = (self.shared, self.shard);
+        if places.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let Ok(_place) = shared.pages.try_acquire() else { return Ok(None) };
         call(shared, async {
             let client = shared.pool.get().await?;
-            retry_marks::at_places(&client, shard, places, PAGE_BYTES).await
+            retry_marks::at_places(&client, shard, places, PAGE_BYTES).await.map(Some)
         })
     }
 
     /// Adds what was recalled to a batch for `due`.
     pub(super) fn add_recalled(&mut self, batch: &mut Vec<PendingRetry>) -> Option<Early> {
         let recalled = self.recalled.take()?;
-        let (mark, now) = (recalled.mark(), self.clock.now(Instant::now()));
+        let now = self.clock.now(Instant::now());
         let cancelled = &mut self.cancelled;
         Some(recalled.join(batch, &mut self.pending, &self.marks, |row, subject, command| {
-            cancelled.push(Cancelled { early: Some(mark), ..Self::cancelled(row, subject, command, now) });
+            cancelled.push(Self::cancelled(row, subject, command, now));
         }))
     }
 
-    /// So many of what was recalled were acknowledged.
-    pub(super) fn settle_early(&mut self, settled: Settled, acknowledged: usize) {
+    /// So many of what was recalled were acknowledged. `is_stuck` if another one is too large, now and later: then its command ends here, for
+    /// its progress must not pass it, and what it still covers comes at its own time. A new owner tries it again.
+    pub(super) fn settle_early(&mut self, settled: Settled, acknowledged: usize, is_stuck: bool) {
         let Settled { recall, done, beyond, again } = settled;
         let mark = recall.mark;
         self.marks.advance(mark, done);
@@ -178,7 +191,15 @@ impl Owner<'_> {
         self.shared.metrics.recalled.increment(acknowledged as u64);
         // Its progress is to be stored soon.
         self.acknowledged = true;
-        if self.recalls.back(recall, again) {
+        if is_stuck {
+            tracing::error!(
+                shard = self.shard,
+                id = mark,
+                done,
+                "a command ends early: a retry that it covers is too large for the topic of due records"
+            );
+            self.recalls.gave_up(recall);
+        } else if self.recalls.back(recall, again) {
             self.recall_ended(mark);
         }
     }
@@ -212,7 +233,7 @@ impl Owner<'_> {
 
     fn cancelled(row: &PendingRetry, subject: Subject<'_>, command: Uuid, at: DbInstant) -> Cancelled {
         let (position, events) = (row.position, subject.events());
-        Cancelled { position, early: None, events, row: subject.cancelled(row, at, command) }
+        Cancelled { position, events, row: subject.cancelled(row, at, command) }
     }
 
     /// Whether so much history waits that the cursor is to move at once.
@@ -261,11 +282,13 @@ impl Owner<'_> {
         })
     }
 
-    /// Whether a cancelled retry's history goes with this cursor: the cursor, or its mark's progress, passes it.
+    /// Whether a cancelled retry's history goes with this cursor: the cursor passes it, or the progress of any mark, after which nobody
+    /// would come to it again.
     fn is_told(&self, index: usize, cursor: Position) -> bool {
-        let cancelled = &self.cancelled[index];
-        let is_passed = |mark| self.marks.get(mark).is_none_or(|mark| cancelled.position.id <= mark.done);
-        cancelled.position <= cursor || self.has_much_to_tell() || cancelled.early.is_some_and(is_passed)
+        let Cancelled { position, row, .. } = &self.cancelled[index];
+        *position <= cursor
+            || self.has_much_to_tell()
+            || self.marks.is_done(position.id, row.tenant, row.subscription, &row.event_id)
     }
 
     fn forget_told(&mut self, told: &[usize]) {

@@ -113,11 +113,6 @@ impl Recalled {
         }
         Early { recall, last, first_index, due_too, told }
     }
-
-    /// Whose share it is.
-    pub(super) fn mark(&self) -> i64 {
-        self.recall.mark
-    }
 }
 
 impl Early {
@@ -265,7 +260,7 @@ mod tests {
         fn recall(&mut self, fits: usize) {
             self.instant += Duration::from_secs(1);
             if self.recalled.is_none()
-                && let Some(Share { recall, places }) = self.recalls.take(self.instant)
+                && let Some(Share { recall, places, .. }) = self.recalls.take(self.instant)
             {
                 let beyond: Vec<_> =
                     places.iter().copied().filter(|place| *place > self.pending.loaded()).collect();
@@ -361,12 +356,14 @@ mod tests {
     #[test]
     fn what_the_table_does_not_have_any_more_holds_nothing_up() {
         let mut world = World::new(&[at(200, 1), at(201, 2), at(202, 3)], 4);
-        let Share { recall, places } = world.recalls.take(world.instant + Duration::from_secs(1)).unwrap();
+        let Share { recall, places, .. } =
+            world.recalls.take(world.instant + Duration::from_secs(1)).unwrap();
         let read = vec![row(at(201, 2))];
         world.recalled = Some(Recalled::new(recall, places.clone(), &places, read));
         world.fire(0);
         assert_eq!((&world.acknowledged, world.done()), (&[at(201, 2)].into(), 2));
-        let Share { recall, places } = world.recalls.take(world.instant + Duration::from_secs(2)).unwrap();
+        let Share { recall, places, .. } =
+            world.recalls.take(world.instant + Duration::from_secs(2)).unwrap();
         assert_eq!(places, [at(202, 3)]);
         world.recalled = Some(Recalled::new(recall, places.clone(), &places, Vec::new()));
         world.fire(0);

@@ -3,7 +3,7 @@
 use super::{Owner, RETRY_FIRST, Trouble, early::Early};
 use crate::{batch::Letters, publish::Acks};
 use floodway_store::retry::PendingRetry;
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 /// Why a shard starts over that waits for the producer in vain.
 const UNANSWERED: &str = "the producer does not say what became of its records";
@@ -76,12 +76,15 @@ impl Owner<'_> {
         let total = rows.len();
         let mut back = Vec::with_capacity(failed.len());
         // Thousands of rows, and when Kafka refuses, all of them.
-        let refused: HashSet<usize> = failed.iter().map(|failed| failed.index).collect();
+        let refused: HashMap<usize, bool> =
+            failed.iter().map(|failed| (failed.index, failed.too_large)).collect();
+        let mut is_stuck = false;
         for (index, row) in rows.into_iter().enumerate() {
             let is_shared = early.as_ref().is_some_and(|early| early.has(index));
-            if refused.contains(&index) {
+            if let Some(too_large) = refused.get(&index) {
                 early_failed += usize::from(index >= first_early);
                 if is_shared {
+                    is_stuck |= too_large;
                     again.push(row.position);
                 }
                 // One beyond what memory knows is in the table only.
@@ -115,7 +118,7 @@ impl Owner<'_> {
         }
         self.pending.settle(back);
         if let Some(early) = early {
-            self.settle_early(early.settle(taken, again), early_rows - early_failed);
+            self.settle_early(early.settle(taken, again), early_rows - early_failed, is_stuck);
         }
     }
 }
