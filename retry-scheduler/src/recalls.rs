@@ -415,7 +415,11 @@ mod tests {
             let mut recalls = Recalls { most, ..Recalls::new(&marks, 10_000, now) };
             let mut handed: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
             let start = Position { due: DbInstant(-1), id: 0 };
-            for step in 0..5_000u32 {
+            // At worst a walk of 120 pages for every retry of twelve commands, eight at once; and half of them fail for a while.
+            for step in 0..60_000u32 {
+                if !recalls.is_ready() && !recalls.wants_page() {
+                    break;
+                }
                 now += Duration::from_millis(100);
                 if let Some(after) = recalls.seek_after(start) {
                     let rest: Vec<Candidate> = table.iter().filter(|row| row.position > after).take(page).cloned().collect();
