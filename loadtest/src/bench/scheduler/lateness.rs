@@ -98,7 +98,7 @@ pub(super) async fn lateness(stage: &mut Stage<'_>) -> Result<Found, BenchError>
     Ok(Found { figures, doubts, ..Found::default() })
 }
 
-/// Deferrals of very many events for a dead endpoint, all due at once, beside retries of another subscription.
+/// Deferrals of very many events for a dead endpoint, due as fast as they came, beside retries of another subscription.
 pub(super) async fn beside_burst(stage: &mut Stage<'_>) -> Result<Found, BenchError> {
     let burst = stage.sizes.outage_events;
     let arrivals = Arrivals::watch(&stage.bench.site.brokers, &stage.ground.prefix, stage.partitions)?;
@@ -109,6 +109,7 @@ pub(super) async fn beside_burst(stage: &mut Stage<'_>) -> Result<Found, BenchEr
     let stored_by = from + 1_000 * burst / BURST_RATE + millis(micros(HEAD_START));
     let until = stored_by + millis(micros(AFTERWARDS));
     // What the event says of itself marks the burst; when it is due is up to the outcome. Numbers a hundred apart have one subscription.
+    // All wait equally long from when they were written, as deferrals of a dead endpoint do: they become due as fast as they came.
     let make = |number: u64| {
         outcome(Shape::Retry, 100 * number, from, stored_by).replace(&mark(stored_by), &mark(BURST_MS))
     };
@@ -121,7 +122,9 @@ pub(super) async fn beside_burst(stage: &mut Stage<'_>) -> Result<Found, BenchEr
         }
         while number < (now.min(until) - from) * BESIDE_RATE / 1_000 {
             let due = now + millis(micros(BESIDE_DELAY));
-            producer.write(burst + number, &outcome(Shape::Retry, burst + number, now, due))?;
+            // None of the burst's: an equal cause would be a repeat.
+            let others = 100 * burst + number;
+            producer.write(others, &outcome(Shape::Retry, others, now, due))?;
             number += 1;
         }
         if arrivals.burst() >= burst {

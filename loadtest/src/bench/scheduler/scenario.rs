@@ -172,7 +172,7 @@ impl Scenario {
                 sizes.snapshot.as_secs()
             ),
             Question::Outage => format!(
-                "{} deferrals for one endpoint, 40,000 a second, all due at once, beside {BESIDE_RATE} retries a second of others",
+                "{} deferrals for one endpoint, 40,000 a second, due as fast after a while, beside {BESIDE_RATE} retries a second of others",
                 count(sizes.outage_events)
             ),
             Question::Pending => {
