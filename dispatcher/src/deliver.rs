@@ -3,7 +3,7 @@
 use crate::{
     attempt::{self, Report},
     breaker::BreakerLimits,
-    budget::Budget,
+    budget::{Amount, Budget},
     classify::{self, Reply, Situation},
     concurrency::Fared,
     config::Settings,
@@ -83,8 +83,33 @@ pub(crate) struct Deliverer {
 }
 
 impl Deliverer {
+    /// With nothing under way. Its workers are to be started.
+    pub(crate) fn new(
+        settings: &Settings,
+        connector: Connector,
+        outcomes: Arc<Outcomes>,
+        metrics: Arc<Metrics>,
+        life: Arc<Life>,
+    ) -> Self {
+        Self {
+            max_timeout: settings.max_timeout,
+            max_retry_after: settings.max_retry_after,
+            limits: Self::limits(settings),
+            budget: Budget::new(Amount { count: settings.max_deliveries, bytes: settings.max_bytes }),
+            connector,
+            workers: Workers::new(settings.worker_threads()),
+            outcomes,
+            metrics,
+            life,
+            tasks: TaskTracker::new(),
+            crowded: AtomicBool::new(false),
+            cut_off: CancellationToken::new(),
+            shares: Shares::default(),
+        }
+    }
+
     /// The bounds of lanes by the settings.
-    pub(crate) fn limits(settings: &Settings) -> Limits {
+    fn limits(settings: &Settings) -> Limits {
         Limits {
             in_flight: settings.lane_in_flight,
             queue: settings.lane_queue,

@@ -68,7 +68,6 @@ mod worker;
 pub use config::Settings;
 pub use error::Error;
 
-use budget::{Amount, Budget};
 use connect::Connector;
 use deliver::Deliverer;
 use floodway_runtime::{
@@ -87,14 +86,13 @@ use metrics::Metrics;
 use outcomes::Outcomes;
 use pool::PoolLimits;
 use route::Router;
-use shares::Shares;
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 use subscriptions::Subscriptions;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use worker::Workers;
 
 /// The topics consumed, each with the name of its consumer group, without the prefix.
@@ -270,21 +268,13 @@ impl Parts {
             })?
         };
         let outcomes = Arc::new(Outcomes::start(&context.kafka, Arc::clone(&metrics), Arc::clone(health))?);
-        let deliverer = Arc::new(Deliverer {
-            max_timeout: settings.max_timeout,
-            max_retry_after: settings.max_retry_after,
-            limits: Deliverer::limits(settings),
-            budget: Budget::new(Amount { count: settings.max_deliveries, bytes: settings.max_bytes }),
-            connector: connector.clone(),
-            workers: Workers::new(settings.worker_threads()),
-            outcomes: Arc::clone(&outcomes),
+        let deliverer = Arc::new(Deliverer::new(
+            settings,
+            connector.clone(),
+            Arc::clone(&outcomes),
             metrics,
-            life: Arc::clone(&life),
-            tasks: TaskTracker::new(),
-            crowded: AtomicBool::new(false),
-            cut_off: CancellationToken::new(),
-            shares: Shares::default(),
-        });
+            Arc::clone(&life),
+        ));
         let limits = PoolLimits {
             connections: settings.max_connections,
             per_host: settings.max_connections_per_host,

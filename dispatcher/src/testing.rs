@@ -2,20 +2,17 @@
 
 use crate::{
     Dispatcher, Settings,
-    budget::{Amount, Budget, Source},
+    budget::{Budget, Source},
     connect::Connector,
     deliver::Deliverer,
     delivery::{Delivery, Order},
     headers::PreparedEvent,
     kafka_health::KafkaHealth,
-    life::Life,
     metrics::Metrics,
     outcomes::Outcomes,
     partition::{Partition, Receipt},
-    shares::Shares,
     subscriptions::{Endpoint, Subscriptions},
     tracker::Progress,
-    worker::Workers,
 };
 use bytes::Bytes;
 use floodway_runtime::{
@@ -33,10 +30,9 @@ use floodway_schemas::{
 };
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 /// How long a test waits for anything.
@@ -88,21 +84,8 @@ impl TestDeliverer {
         let (cluster, kafka) = cluster_of(1);
         let Dispatcher { settings, connector, health, .. } = dispatcher(&kafka);
         let metrics = Arc::new(Metrics::new());
-        let deliverer = Deliverer {
-            max_timeout: settings.max_timeout,
-            max_retry_after: settings.max_retry_after,
-            limits: Deliverer::limits(&settings),
-            budget: Budget::new(Amount { count: settings.max_deliveries, bytes: settings.max_bytes }),
-            connector,
-            workers: Workers::new(1),
-            outcomes: Arc::new(Outcomes::start(&kafka, Arc::clone(&metrics), health).unwrap()),
-            metrics,
-            life: Arc::new(Life::default()),
-            tasks: TaskTracker::new(),
-            crowded: AtomicBool::new(false),
-            cut_off: CancellationToken::new(),
-            shares: Shares::default(),
-        };
+        let outcomes = Arc::new(Outcomes::start(&kafka, Arc::clone(&metrics), health).unwrap());
+        let deliverer = Deliverer::new(&settings, connector, outcomes, metrics, Arc::default());
         Self { deliverer: Arc::new(deliverer), _cluster: cluster }
     }
 }
